@@ -1,0 +1,63 @@
+"""Durable background jobs as an ORM extension of SQLAlchemy.
+
+The tour, in the order in which one meets things:
+
+1. **Models.** ``class Job(JobMixin, Base)`` and ``class ArchivedJob(ArchivedJobMixin, Base)`` are two tables of the app.
+2. **Jobs.** ``jobs = Proletarian(Job, ArchivedJob)``; ``@jobs.handler("welcome")`` registers ``(session, job)`` functions.
+3. **Enqueue.** ``jobs.enqueue(session, "welcome", {"user_id": 7})`` inside the transaction that the app already has.
+4. **Work.** ``Worker(jobs, engine).run()`` claims due jobs, runs them, and archives each one as success or failure. What a
+   handler writes through its session commits together with the job's completion, or not at all.
+"""
+
+from . import events
+from .errors import (
+    Cancel,
+    ClaimLost,
+    ConfigurationError,
+    ConnectionLost,
+    Interrupted,
+    JobCrashed,
+    ProletarianError,
+    SessionClosed,
+    Snooze,
+    StrategyFailed,
+    TransactionEscaped,
+)
+from .job_ids import database_generated, uuid7
+from .models import ArchivedJob, ArchivedJobMixin, Job, JobMixin, metadata
+from .outcomes import Outcome, Status
+from .proletarian import Proletarian
+from .retry import Retry, RetryStrategy, exponential
+from .serializers import JSONSerializer, Serializer
+from .worker import Worker
+
+__all__ = [
+    "ArchivedJob",
+    "ArchivedJobMixin",
+    "Cancel",
+    "ClaimLost",
+    "ConfigurationError",
+    "ConnectionLost",
+    "Interrupted",
+    "JSONSerializer",
+    "Job",
+    "JobCrashed",
+    "JobMixin",
+    "Outcome",
+    "Proletarian",
+    "ProletarianError",
+    "Retry",
+    "RetryStrategy",
+    "Serializer",
+    "SessionClosed",
+    "Snooze",
+    "Status",
+    "StrategyFailed",
+    "TransactionEscaped",
+    "Worker",
+    "database_generated",
+    "events",
+    "exponential",
+    "metadata",
+    "uuid7",
+]

@@ -1,0 +1,104 @@
+"""The worker's own connections.
+
+It owns a pool that connects exactly as the app's engine does (same creator, same ``connect_args``, same events) but shares
+no connection with the app. It refuses to rebuild an engine from its URL, which would lose all of that, and it refuses
+engines on which a claim would hold no lock.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from sqlalchemy import Engine, event
+from sqlalchemy.pool import QueuePool
+
+from .dialects import SUPPORTED
+from .errors import ConfigurationError
+
+KEEPALIVE_IDLE = 5
+KEEPALIVE_INTERVAL = 2
+KEEPALIVE_COUNT = 3
+USER_TIMEOUT_MILLISECONDS = 15_000
+
+_AUTOCOMMIT = (
+    "the engine is in AUTOCOMMIT, in which a claim holds no lock and a job could be run twice; "
+    "give the worker an engine without isolation_level='AUTOCOMMIT'"
+)
+
+
+def own_engine(engine: Engine, *, size: int) -> Engine:
+    """Make an engine that connects as ``engine`` does, with a pool of its own of ``size`` connections.
+
+    Its transactions are READ COMMITTED, whatever the database's default; its errors hide parameters; TCP keepalives are
+    set on its sockets (5 s idle, 3 probes 2 s apart, 15 s for unacknowledged data), so that a dead network is noticed in
+    seconds. ``ConfigurationError`` for an AUTOCOMMIT engine and for a database that is not supported.
+    """
+    _check(engine)
+    parent = engine.pool
+    pool = QueuePool(
+        _creator(parent),
+        pool_size=size,
+        max_overflow=0,
+        timeout=30,
+        use_lifo=True,
+        _dispatch=parent.dispatch,
+        dialect=engine.dialect,
+    )
+    event.listen(pool, "connect", _keep_alive)
+    own = Engine(pool, engine.dialect, engine.url, hide_parameters=True)
+    # the app's engine events count for the worker too, also those added later; as an engine with options does it
+    own.dispatch = own.dispatch._join(engine.dispatch)
+    own._has_events = engine._has_events
+    options = {**engine.get_execution_options(), "isolation_level": "READ COMMITTED"}
+    own.update_execution_options(**options)
+    return own
+
+
+def same_database(bind: Any, engine: Engine) -> bool:
+    """Say whether ``bind`` (what a session would use) is ``engine``, perhaps with other execution options."""
+    return getattr(bind, "engine", bind) is engine or getattr(bind, "pool", None) is engine.pool
+
+
+def cancel(driver_connection: Any) -> None:
+    """Ask the server to cancel what runs on this connection; from any thread, and without an answer."""
+    with suppress(Exception):
+        (getattr(driver_connection, "cancel_safe", None) or driver_connection.cancel)()
+
+
+def _check(engine: Engine) -> None:
+    if not isinstance(engine, Engine):
+        raise TypeError(f"a worker takes an Engine, got a {type(engine).__name__}")
+    if engine.dialect.name not in SUPPORTED:
+        raise ConfigurationError(f"a worker needs PostgreSQL; the engine's dialect is {engine.dialect.name!r}")
+    levels = (engine.get_execution_options().get("isolation_level"), engine.dialect._on_connect_isolation_level)
+    if any(str(level).upper() == "AUTOCOMMIT" for level in levels):
+        raise ConfigurationError(_AUTOCOMMIT)
+
+
+def _creator(pool: Any) -> Callable[..., Any]:
+    return pool._creator  # type: ignore[no-any-return]
+
+
+def _keep_alive(dbapi_connection: Any, record: Any) -> None:
+    if getattr(dbapi_connection, "autocommit", False):
+        raise ConfigurationError(_AUTOCOMMIT)
+    with suppress(Exception):  # a unix socket, a driver without fileno, a platform without the option
+        with socket.socket(fileno=os.dup(dbapi_connection.fileno())) as tcp:
+            if tcp.family in (socket.AF_INET, socket.AF_INET6):
+                _set_keepalives(tcp)
+
+
+def _set_keepalives(tcp: socket.socket) -> None:
+    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (
+        ("TCP_KEEPIDLE", KEEPALIVE_IDLE),
+        ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL),
+        ("TCP_KEEPCNT", KEEPALIVE_COUNT),
+        ("TCP_USER_TIMEOUT", USER_TIMEOUT_MILLISECONDS),
+    ):
+        if hasattr(socket, option):
+            tcp.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

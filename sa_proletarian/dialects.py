@@ -1,0 +1,98 @@
+"""What differs between databases, and what their errors mean.
+
+It owns the SQL spellings for "now" and for arrays of rows, and the reading of SQLSTATEs. It refuses to hold statements:
+those are in ``lifecycle``. Errors are classified by SQLSTATE and by whether the connection is gone, never by exception
+class: PostgreSQL's idle-in-transaction timeout, for one, arrives as an ``InternalError``.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import Any
+
+from sqlalchemy import DateTime, exc
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.expression import FunctionElement
+
+SUPPORTED = ("postgresql",)
+
+
+class statement_now(FunctionElement[Any]):
+    """The database's clock at the start of the statement: stable, so that an index can serve a comparison with it."""
+
+    type = DateTime(timezone=True)
+    inherit_cache = True
+
+
+class clock_now(FunctionElement[Any]):
+    """The database's clock at this very moment, also late in a long transaction, where ``now()`` stands still."""
+
+    type = DateTime(timezone=True)
+    inherit_cache = True
+
+
+@compiles(statement_now, "postgresql")
+def _statement_timestamp(element: Any, compiler: Any, **kw: Any) -> str:
+    return "statement_timestamp()"
+
+
+@compiles(clock_now, "postgresql")
+def _clock_timestamp(element: Any, compiler: Any, **kw: Any) -> str:
+    return "clock_timestamp()"
+
+
+class Trouble(Enum):
+    """What an error means for the worker."""
+
+    DISCONNECTED = auto()
+    """The connection is gone; whatever it did last may or may not be committed."""
+    TRANSIENT = auto()
+    """The server is busy, full, or not taking writes now: the same statement may work later."""
+    CONFLICT = auto()
+    """A deadlock or serialization failure: the same transaction may work at once."""
+    LOCK_TIMEOUT = auto()
+    """A lock was not had in time."""
+    CONSTRAINT = auto()
+    """A constraint refuses the statement."""
+    MISSING_TABLE = auto()
+    """A table or column is not there: the schema is not the one that this version needs."""
+    OTHER = auto()
+    """None of these."""
+
+
+_BY_STATE = {
+    "40001": Trouble.CONFLICT,
+    "40P01": Trouble.CONFLICT,
+    "55P03": Trouble.LOCK_TIMEOUT,
+    "25006": Trouble.TRANSIENT,
+    "25P03": Trouble.DISCONNECTED,
+    "25P04": Trouble.DISCONNECTED,
+    "57P01": Trouble.DISCONNECTED,
+    "57P02": Trouble.DISCONNECTED,
+    "57P03": Trouble.TRANSIENT,
+    "57P05": Trouble.DISCONNECTED,
+    "42P01": Trouble.MISSING_TABLE,
+    "42703": Trouble.MISSING_TABLE,
+    "3F000": Trouble.MISSING_TABLE,
+}
+_BY_CLASS = {"08": Trouble.DISCONNECTED, "23": Trouble.CONSTRAINT, "53": Trouble.TRANSIENT, "58": Trouble.TRANSIENT}
+
+
+def trouble(error: BaseException) -> Trouble:
+    """Say what ``error`` means, whoever raised it."""
+    if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
+        return Trouble.DISCONNECTED
+    if isinstance(error, (exc.TimeoutError, exc.DisconnectionError)):
+        return Trouble.TRANSIENT
+    state = sqlstate(error)
+    if state is None:
+        # psycopg gives no SQLSTATE when a connection cannot be made at all
+        return Trouble.TRANSIENT if isinstance(error, exc.OperationalError) else Trouble.OTHER
+    return _BY_STATE.get(state) or _BY_CLASS.get(state[:2]) or Trouble.OTHER
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """Give the SQLSTATE of a database error, of whichever driver; ``None`` where there is none."""
+    original = getattr(error, "orig", None) or error
+    state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    return state if isinstance(state, str) else None

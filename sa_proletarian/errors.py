@@ -1,0 +1,154 @@
+"""Errors and control flow, and the words in which an error is written down.
+
+The tree::
+
+    ProletarianError
+    ├── ConfigurationError      the worker or the models cannot work as they are set up
+    └── JobError                raised in or about a running job
+        ├── ClaimLost           the claim belongs to somebody else now; nothing this run does will be kept
+        ├── SessionClosed       a session was used after its job was over
+        ├── TransactionEscaped  the handler ended the worker's transaction behind its session's back
+        ├── ConnectionLost      the database connection of the job died, or could not be had
+        ├── JobCrashed          recorded on a job whose process died as often as the crash ceiling allows
+        └── StrategyFailed      a retry strategy raised, or returned something else than a ``Retry`` or ``None``
+
+    ControlFlow                 raised *by* a handler to choose its fate
+    ├── Snooze                  run again later; not an attempt
+    └── Cancel                  archive as ``cancelled``
+
+    Interrupted                 raised *in* a handler whose worker is stopping (not an ``Exception``)
+
+Mistakes of the caller are plain ``ValueError`` and ``TypeError``, raised before any SQL. SQLAlchemy's own errors pass
+through unwrapped. What is written into a row or a log line goes through :func:`describe`, which leaves out what a
+database error quotes from rows and parameters.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from datetime import timedelta
+from typing import Any
+
+_HERE = os.path.dirname(__file__) + os.sep
+_MESSAGE_LIMIT = 4_000
+_FRAMES = 12
+
+
+class ProletarianError(Exception):
+    """Base of the library's own errors."""
+
+
+class ConfigurationError(ProletarianError):
+    """The worker or the models cannot work as they are set up; the message says what to change."""
+
+
+class JobError(ProletarianError):
+    """Base of the errors that are raised in, or recorded about, a running job."""
+
+
+class ClaimLost(JobError):
+    """The job's claim belongs to somebody else, so nothing that this run writes can be kept."""
+
+
+class SessionClosed(JobError):
+    """A handler's session was used after its job was over."""
+
+
+class TransactionEscaped(JobError):
+    """A COMMIT or ROLLBACK was sent to the worker's connection behind the session's back."""
+
+
+class ConnectionLost(JobError):
+    """The database connection of the job died, or no connection could be had."""
+
+
+class JobCrashed(JobError):
+    """The process died under this job as often as the worker's crash ceiling allows."""
+
+
+class StrategyFailed(JobError):
+    """A retry strategy raised, or returned something else than a ``Retry`` or ``None``; the job is given up."""
+
+
+class ControlFlow(Exception):
+    """Base of what a handler may raise to choose its fate."""
+
+
+class Snooze(ControlFlow):
+    """Raise in a handler to run the job again after ``delay``; it does not count as an attempt.
+
+    ``delay`` is a non-negative ``timedelta``; ``Snooze(timedelta(0))`` makes the job due again at once.
+    """
+
+    def __init__(self, delay: timedelta) -> None:
+        if not isinstance(delay, timedelta):
+            raise TypeError(f"Snooze takes a timedelta, got {delay!r}")
+        if delay < timedelta(0):
+            raise ValueError(f"Snooze takes a non-negative timedelta, got {delay!r}")
+        super().__init__(f"snoozed for {delay}")
+        self.delay = delay
+
+
+class Cancel(ControlFlow):
+    """Raise in a handler to archive the job as ``cancelled``, with ``reason`` as its error text."""
+
+    def __init__(self, reason: str = "cancelled by its handler") -> None:
+        if not isinstance(reason, str):
+            raise TypeError(f"Cancel takes a text, got {reason!r}")
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Interrupted(BaseException):
+    """Raised in a handler by ``job.sleep`` when its worker stops: the job is released and is not an attempt.
+
+    As with ``KeyboardInterrupt``, an ``except Exception`` in a handler does not swallow it.
+    """
+
+
+def describe(error: BaseException) -> str:
+    """Give ``Type: message`` for people, without what a database error quotes from rows and parameters."""
+    return printable(f"{type(error).__name__}: {_message(error)}"[:_MESSAGE_LIMIT])
+
+
+def describe_with_frames(error: BaseException) -> str:
+    """Give :func:`describe` and the innermost stack frames: what is kept in ``last_error`` and ``error``."""
+    return "\n\n".join(part for part in (describe(error), frames(error)) if part)
+
+
+def frames(error: BaseException) -> str:
+    """Give the innermost stack frames of ``error`` that are not this library's; empty when there are none."""
+    summary = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_HERE)]
+    if not summary:
+        return ""
+    return printable("Traceback (most recent call last):\n" + "".join(traceback.format_list(summary[-_FRAMES:])).rstrip())
+
+
+def printable(text: str) -> str:
+    """Make ``text`` storable in any database: no NUL, no lone surrogates."""
+    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return _database_message(error) or str(error)
+    except Exception:
+        return "(its message could not be read)"
+
+
+def _database_message(error: BaseException) -> str | None:
+    """The primary message of a driver's error: its DETAIL and SQLAlchemy's parameters may quote a payload."""
+    original: Any = getattr(error, "orig", None)
+    if original is None and hasattr(error, "diag"):
+        original = error
+    if original is None:
+        return None
+    diagnostics = getattr(original, "diag", None)
+    primary = getattr(diagnostics, "message_primary", None) or str(original).split("\nDETAIL:")[0]
+    parts = [str(primary).strip()]
+    if state := getattr(original, "sqlstate", None) or getattr(original, "pgcode", None):
+        parts.append(f"[{state}]")
+    if constraint := getattr(diagnostics, "constraint_name", None):
+        parts.append(f"(constraint {constraint})")
+    return " ".join(parts)

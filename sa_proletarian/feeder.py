@@ -1,0 +1,353 @@
+"""The feeder: one for each worker, with one connection of its own.
+
+It owns everything that must go on while handlers are busy: claiming, settling in groups, renewing leases, giving back. It
+refuses to run handlers; those get their jobs from the :class:`Tray`, so that a thread that has finished thirty small jobs
+and begun a long one need not settle anything.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Connection
+
+from . import clock, events, outcomes
+from .dialects import Trouble, trouble
+from .errors import ConfigurationError
+from .execution import SYSTEMIC, Execution, Report, Run, Settled
+from .polling import LONGEST_WAIT, FinishRate, back_off, jittered, wanted
+
+OnPollingError = Callable[[BaseException], Any]
+"""``(error) -> anything``: a true answer stops the worker."""
+
+UNKNOWN_TYPES_INTERVAL = 60.0
+CANCEL_GRACE = 1.0
+GIVE_UP_GRACE = 3.0
+
+_MISSING = (
+    "the job table is missing, or is not the one that this version needs; run the migrations (alembic upgrade head). "
+    "The worker keeps polling"
+)
+
+
+class Tray:
+    """Where the feeder puts work and handler threads take it: runs, and ``on_failed`` calls that are due."""
+
+    def __init__(self) -> None:
+        self._items: deque[Run | Settled] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def put(self, items: Iterable[Run | Settled]) -> None:
+        """Add work at the end."""
+        with self._changed:
+            self._items.extend(items)
+            self._changed.notify_all()
+
+    def take(self) -> Run | Settled | None:
+        """Wait for work and take it; ``None`` when the tray is closed and empty."""
+        with self._changed:
+            while not self._items:
+                if self._closed:
+                    return None
+                self._changed.wait()
+            return self._items.popleft()
+
+    def take_back(self, claimed_before: float) -> list[Run]:
+        """Take out the runs that were claimed before that moment and have not been started."""
+        with self._changed:
+            old = [item for item in self._items if isinstance(item, Run) and item.claim.claimed_at < claimed_before]
+            if old:
+                self._items = deque(item for item in self._items if item not in old)
+            return old
+
+    def close(self) -> None:
+        """Let the threads end once the tray is empty."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+class Feeder:
+    """Keeps ``slots`` handler threads in work, and keeps what they do durable."""
+
+    def __init__(
+        self,
+        execution: Execution,
+        tray: Tray,
+        *,
+        slots: int,
+        polling_interval: timedelta,
+        on_polling_error: OnPollingError | None,
+    ) -> None:
+        self._execution = execution
+        self._emit = execution.emit
+        self._tray = tray
+        self._slots = slots
+        self._interval = polling_interval.total_seconds()
+        self._lease = execution.lease.total_seconds()
+        self._on_polling_error = on_polling_error
+        self._connection: Connection | None = None
+        self._wake = threading.Event()
+        self._ended: deque[tuple[Run, Report | None]] = deque()
+        self._outstanding: set[Run] = set()
+        self._pending: dict[Run, Report] = {}
+        self._rate = FinishRate()
+        self._solo: Run | None = None
+        self._solitude_since: float | None = None
+        self._next_poll = clock.monotonic() + (jittered(min(self._interval, 1.0)) - 0.9 * min(self._interval, 1.0))
+        self._next_unknown = 0.0
+        self._unknown: tuple[str, ...] = ()
+        self._failures = 0
+        self._told_missing = False
+        self._deadline: float | None = None
+        self._cancelled_at: float | None = None
+        self._done = False
+        self.unfinished: list[Run] = []
+
+    # for other threads ------------------------------------------------------------------------------------------------
+
+    def ended(self, run: Run, report: Report | None) -> None:
+        """Take note that a handler thread is done with ``run``, and of what is left to settle."""
+        self._ended.append((run, report))
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def stop(self, deadline: float) -> None:
+        """Claim no more, interrupt what runs, and end by ``deadline`` (monotonic seconds); an earlier one counts."""
+        self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
+        self._execution.stopping.set()
+        self._wake.set()
+
+    # the loop ---------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Feed until stopped, and then until everything is settled or released or the deadline has passed."""
+        while not self._done:
+            try:
+                self._turn()
+            except Exception as error:
+                self._stumble(error)
+        self._disconnect()
+
+    def _turn(self) -> None:
+        self._collect()
+        connection = self._connected()
+        self._settle(connection)
+        self._renew(connection)
+        if self._stopping:
+            self._wind_down(connection)
+        else:
+            self._give_back(clock.monotonic() - LONGEST_WAIT)
+            self._claim(connection)
+        self._failures = 0
+        if not self._done:
+            self._rest()
+
+    @property
+    def _stopping(self) -> bool:
+        return self._execution.stopping.is_set()
+
+    def _collect(self) -> None:
+        count = 0
+        while self._ended:
+            run, report = self._ended.popleft()
+            count += 1
+            if run in self._outstanding:  # else it was given up when the worker stopped
+                self._outstanding.remove(run)
+                if report is not None:
+                    self._pending[run] = report
+        self._rate.finished(count, clock.monotonic())
+
+    def _rest(self) -> None:
+        """Wait for a handler to end, or for the next thing to be due."""
+        if not self._ended:
+            self._wake.wait(max(0.0, self._next_turn() - clock.monotonic()))
+        self._wake.clear()
+
+    def _next_turn(self) -> float:
+        now = clock.monotonic()
+        due = [now + min(LONGEST_WAIT, self._lease / 3)]
+        due += [report.not_before for report in self._pending.values()]
+        if self._stopping:
+            due += [moment for moment in (self._deadline, self._force_at) if moment is not None and moment > now]
+        elif self._wanted():
+            due.append(self._next_poll)
+        return min(due)
+
+    # claim ------------------------------------------------------------------------------------------------------------
+
+    def _wanted(self) -> int:
+        if self._solo is not None and (self._solo in self._outstanding or self._solo in self._pending):
+            return 0
+        if self._solitude_since is not None and self._outstanding and not self._solitude_is_late():
+            return 0
+        return wanted(self._slots, len(self._outstanding), self._rate.per_second)
+
+    def _solitude_is_late(self) -> bool:
+        """Whether one long job has kept a suspect waiting for a lease's time: others may then go first for a while."""
+        since = self._solitude_since
+        return since is not None and clock.monotonic() - since > self._lease
+
+    def _claim(self, connection: Connection) -> None:
+        now = clock.monotonic()
+        count = self._wanted()
+        if not count or now < self._next_poll:
+            return
+        late = self._solitude_is_late()
+        if late and self._solitude_since is not None and now - self._solitude_since > 2 * self._lease:
+            self._solitude_since, late = None, False
+        self._emit(events.PollingForJobs)
+        idle = not self._outstanding and not self._pending
+        claimed = self._execution.claim(connection, limit=count, idle=idle, skip_last_chance=late)
+        self._told_missing = False
+        self._solo = claimed.runs[0] if claimed.solo else None
+        if claimed.wants_solitude and self._solitude_since is None:
+            self._solitude_since = now
+        elif claimed.solo or (idle and not late):
+            self._solitude_since = None
+        self._pending.update({report.run: report for report in claimed.condemned})
+        self._outstanding.update(claimed.runs)
+        self._tray.put(claimed.runs)
+        if not claimed.runs and not claimed.condemned:
+            self._next_poll = now + jittered(self._interval)
+            self._look_for_unknown_types(connection, now)
+        if claimed.condemned:
+            self._settle(connection)
+
+    def _look_for_unknown_types(self, connection: Connection, now: float) -> None:
+        if now < self._next_unknown:
+            return
+        self._next_unknown = now + UNKNOWN_TYPES_INTERVAL
+        unknown = tuple(self._execution.unknown_types(connection))
+        if unknown and unknown != self._unknown:
+            self._emit(events.UnknownJobTypes, job_types=unknown)
+        self._unknown = unknown
+
+    def _give_back(self, claimed_before: float) -> None:
+        """Release what has waited too long behind busy slots: another worker may be free."""
+        for run in self._tray.take_back(claimed_before):
+            self._outstanding.discard(run)
+            self._pending[run] = Report(run, outcomes.INTERRUPTED)
+
+    # settle, renew ----------------------------------------------------------------------------------------------------
+
+    def _settle(self, connection: Connection) -> None:
+        now = clock.monotonic()
+        due = [report for report in self._pending.values() if report.not_before <= now]
+        if not due:
+            return
+        try:
+            for settled in self._execution.settle(connection, due):
+                del self._pending[settled.run]
+                self._execution.announce(settled)
+                if self._execution.wants_callback(settled):
+                    self._tray.put([settled])
+        except Exception as error:
+            if trouble(error) in SYSTEMIC or isinstance(error, ConfigurationError):
+                raise
+            self._put_off([report for report in due if report.run in self._pending], error)
+
+    def _put_off(self, reports: Iterable[Report], error: Exception) -> None:
+        """What the database refuses to settle is tried again later, so that it does not hold up the others."""
+        for report in reports:
+            report.failures += 1
+            report.not_before = clock.monotonic() + back_off(report.failures)
+        self._emit(events.JobWorkerError, error=error, hint="a finished job cannot be settled now; it is tried again")
+
+    def _renew(self, connection: Connection) -> None:
+        before = clock.monotonic() - self._lease / 3
+        old = [run for run in (*self._outstanding, *self._pending) if run.claim.renewed_at < before]
+        if old:
+            self._execution.renew(connection, old)
+
+    # stop -------------------------------------------------------------------------------------------------------------
+
+    @property
+    def _force_at(self) -> float | None:
+        return None if self._cancelled_at is None else self._cancelled_at + CANCEL_GRACE
+
+    def _wind_down(self, connection: Connection) -> None:
+        """Give back what has not begun; wait for the rest until the deadline, then take it away."""
+        self._give_back(float("inf"))
+        self._settle(connection)
+        now = clock.monotonic()
+        if self._outstanding and self._deadline is not None and now >= self._deadline:
+            self._end_by_force(connection, now)
+        if not self._outstanding and not self._ended and (not self._pending or self._is_hopeless(now)):
+            self.unfinished += self._pending
+            self._done = True
+
+    def _end_by_force(self, connection: Connection, now: float) -> None:
+        """First cancel the statements that run, so that handlers may end by themselves; then end their transactions."""
+        if self._cancelled_at is None:
+            self._cancelled_at = now
+            for run in self._outstanding:
+                run.noticed = True
+                run.hold.cancel_statement()
+        elif now >= self._cancelled_at + CANCEL_GRACE:
+            stuck = [*self._outstanding]
+            self._execution.end_transactions(connection, stuck)
+            self.unfinished += stuck
+            self._outstanding.clear()
+            self._pending.update({run: Report(run, outcomes.INTERRUPTED) for run in stuck})
+            self._settle(connection)
+
+    def _is_hopeless(self, now: float) -> bool:
+        return self._deadline is not None and now > self._deadline + GIVE_UP_GRACE
+
+    # trouble ----------------------------------------------------------------------------------------------------------
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            self._connection = self._execution.engine.connect()
+        return self._connection
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(Exception):
+                connection.close()
+
+    def _stumble(self, error: Exception) -> None:
+        """Polling failed: say so, and go on after a pause, unless the app says to stop."""
+        self._disconnect()
+        self._failures += 1
+        delay = back_off(self._failures)
+        kind = trouble(error)
+        repeated = kind is Trouble.MISSING_TABLE and self._told_missing
+        self._told_missing = kind is Trouble.MISSING_TABLE
+        if not repeated:
+            self._report(error, kind, delay)
+        if self._asks_to_stop(error, repeated):
+            self.stop(clock.monotonic())
+        if not self._stopping:
+            self._execution.stopping.wait(delay)
+        elif self._is_hopeless(clock.monotonic()):
+            self.unfinished += [*self._outstanding, *self._pending]
+            self._done = True
+        else:
+            self._wake.clear()
+            self._wake.wait(min(delay, 0.5))
+
+    def _report(self, error: Exception, kind: Trouble, delay: float) -> None:
+        if kind in (Trouble.TRANSIENT, Trouble.DISCONNECTED):
+            self._emit(events.SqlTransientException, error=error, delay=timedelta(seconds=delay))
+        else:
+            self._emit(events.JobWorkerError, error=error, hint=_MISSING if kind is Trouble.MISSING_TABLE else None)
+
+    def _asks_to_stop(self, error: Exception, repeated: bool) -> bool:
+        if isinstance(error, ConfigurationError):
+            return True
+        if self._on_polling_error is None or repeated:
+            return False
+        try:
+            return bool(self._on_polling_error(error))
+        except Exception as failure:
+            self._emit(events.JobWorkerError, error=failure, hint="on_polling_error itself failed")
+            return False

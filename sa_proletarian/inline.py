@@ -1,0 +1,58 @@
+"""One job in the caller's thread: for tests, the REPL and cron.
+
+It owns ``process_next``: the same claim → run → settle as a worker's, without threads for handlers.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from sqlalchemy import Connection
+
+from .execution import Execution, Report, Run
+from .outcomes import Outcome
+
+
+def process_next(execution: Execution) -> Outcome | None:
+    """Run the next due job; give what it came to, or ``None`` when nothing was due."""
+    with execution.engine.connect() as connection:
+        claimed = execution.claim(connection, limit=1, idle=True)
+        if claimed.condemned:
+            return _settle(execution, connection, claimed.condemned[0])
+        if not claimed.runs:
+            return None
+        run = claimed.runs[0]
+        with _renewing(execution, run):
+            report = execution.perform(run)
+            outcome = _settle(execution, connection, report) if report is not None else run.outcome
+    if run.keyboard_interrupt is not None:
+        raise run.keyboard_interrupt
+    return outcome
+
+
+def _settle(execution: Execution, connection: Connection, report: Report) -> Outcome:
+    for settled in execution.settle(connection, [report]):
+        execution.conclude(settled)
+        return settled.ruling.outcome
+    raise AssertionError("a settling that does not raise gives what it settled")
+
+
+@contextmanager
+def _renewing(execution: Execution, run: Run) -> Iterator[None]:
+    """Keep the lease of ``run`` while the caller's thread is busy with its handler."""
+    over = threading.Event()
+
+    def renew() -> None:
+        while not over.wait(execution.lease.total_seconds() / 3):
+            with suppress(Exception), execution.engine.connect() as connection:
+                execution.renew(connection, [run])
+
+    thread = threading.Thread(target=renew, name=f"{execution.worker_id}-renewing", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -1,0 +1,40 @@
+"""Job ids: a strategy is a function without arguments that gives the next id.
+
+It owns the default (UUIDv7 made in this process, so that the id is known before the flush, and rows of one worker lie in
+the order of their making) and the marker for ids that the database makes. It refuses to know about models.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from .clock import unix_nanoseconds
+
+JobIdStrategy = Callable[[], Any]
+"""Gives a fresh id, or ``None`` where the database makes it (see :func:`database_generated`)."""
+
+_lock = threading.Lock()
+_last = 0
+
+
+def uuid7() -> uuid.UUID:
+    """Make a UUIDv7 (RFC 9562): milliseconds, twelve bits of finer time, then 62 random bits.
+
+    Ids that one process makes are strictly ascending, in whatever thread and even when its clock steps back.
+    """
+    global _last
+    nanoseconds = unix_nanoseconds()
+    now = (nanoseconds // 1_000_000 << 12) | ((nanoseconds % 1_000_000 << 12) // 1_000_000)
+    with _lock:
+        _last = now = max(now, _last + 1)
+    random_bits = int.from_bytes(os.urandom(8), "big") >> 2
+    return uuid.UUID(int=(now >> 12) << 80 | 0x7 << 76 | (now & 0xFFF) << 64 | 0b10 << 62 | random_bits)
+
+
+def database_generated() -> None:
+    """Leave the id to the database: for a ``job_id`` column that is an identity or has a server default."""
+    return None

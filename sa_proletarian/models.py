@@ -1,0 +1,267 @@
+"""The two tables, as mixins for an app's own declarative base and as ready-made models.
+
+It owns columns, index and CHECKs, and the constructor that validates and encodes a job before any SQL. It refuses to know
+about sessions: adding and querying is what SQLAlchemy is for.
+
+    class Job(JobMixin, Base): ...                   # table proletarian_job
+    class ArchivedJob(ArchivedJobMixin, Base): ...   # table proletarian_archived_job
+
+Set ``__tablename__`` and ``__table_args__`` as in any model; the index and the CHECKs stay. Further columns are welcome:
+``enqueue(..., tenant_id=7)`` sets them, and a column of the same name in the archive receives them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from uuid import UUID
+
+from sqlalchemy import JSON, CheckConstraint, DateTime, Index, Integer, MetaData, String, Table, Text, Uuid, inspect
+from sqlalchemy.dialects.mysql import DATETIME
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.sql.elements import conv
+
+from . import clock, serializers
+from .job_ids import JobIdStrategy, uuid7
+from .serializers import JSONSerializer, Serializer
+
+SCHEMA_VERSION = 1
+DEFAULT_QUEUE = "default"
+NAME_LIMIT = 200
+
+_NAME = re.compile(r"[A-Za-z0-9_.:\-]{1,200}", re.ASCII)
+# Python's calendar, less a day at either end for the time zones of sessions
+EARLIEST = datetime(1, 1, 3, tzinfo=timezone.utc)
+LATEST = datetime(9999, 12, 30, tzinfo=timezone.utc)
+
+_timestamp = DateTime(timezone=True).with_variant(DATETIME(fsp=6), "mysql", "mariadb")
+_json = JSON().with_variant(JSONB(), "postgresql")
+
+
+J = TypeVar("J")
+
+
+class RunningJob(Protocol):
+    """What a running job asks of its worker."""
+
+    def interrupted(self) -> bool: ...
+    def sleep(self, span: timedelta) -> None: ...
+
+
+class _QueueTable:
+    """What both tables share: the columns of Proletarian, and how a table gets its CHECKs and index."""
+
+    if TYPE_CHECKING:
+        __tablename__: Any
+
+    job_id: Mapped[UUID] = mapped_column(Uuid(), primary_key=True, sort_order=-100)
+    queue: Mapped[str] = mapped_column(String(NAME_LIMIT), nullable=False, sort_order=-99)
+    job_type: Mapped[str] = mapped_column(String(NAME_LIMIT), nullable=False, sort_order=-98)
+    payload: Mapped[Any] = mapped_column(_json, nullable=False, sort_order=-97)
+    attempts: Mapped[int] = mapped_column(Integer(), nullable=False, sort_order=-96)
+    enqueued_at: Mapped[datetime] = mapped_column(_timestamp, nullable=False, sort_order=-95)
+    process_at: Mapped[datetime] = mapped_column(_timestamp, nullable=False, sort_order=-94)
+
+    @classmethod
+    def __table_cls__(cls, *args: Any, **options: Any) -> Table | None:
+        """Make the table, then add what must be there whatever the app's ``__table_args__`` say."""
+        make: Callable[..., Table | None] = getattr(super(), "__table_cls__", Table)
+        options.setdefault("comment", f"sa_proletarian schema v{SCHEMA_VERSION}")
+        table = make(*args, **options)
+        if table is not None:
+            cls._complete(table)
+        return table
+
+    @classmethod
+    def _complete(cls, table: Table) -> None:
+        raise TypeError(f"{cls.__name__} is neither a job nor an archive")
+
+    def __repr__(self) -> str:
+        # never the payload: it would end up in logs
+        values = self.__dict__
+        return f"<{type(self).__name__} {values.get('job_id')} {values.get('job_type')} attempts={values.get('attempts')}>"
+
+
+class JobMixin(_QueueTable):
+    """A waiting or running job.
+
+    :param job_type: names the handler; 1 to 200 of the characters ``A-Z a-z 0-9 _ . : -``.
+    :param payload: what the handler needs; encoded by ``serializer`` now, so that later changes do not matter.
+    :param queue: the queue, named by the same rule as the job type.
+    :param process_at: when the job is due, an aware ``datetime``; the past means now.
+    :param process_in: when the job is due, as a span from now; a negative one means now.
+    :param job_id: the id; by default ``job_id_strategy`` makes it.
+    :param columns: values for columns that the app's subclass adds.
+
+    ``ValueError`` or ``TypeError`` for what the database would refuse or could not give back.
+    """
+
+    __tablename__ = "proletarian_job"
+
+    serializer: ClassVar[Serializer] = JSONSerializer()
+    job_id_strategy: ClassVar[JobIdStrategy] = staticmethod(uuid7)
+
+    claim_id: Mapped[UUID | None] = mapped_column(Uuid(), nullable=True, sort_order=-93)
+    claimed_by: Mapped[str | None] = mapped_column(Text(), nullable=True, sort_order=-92)
+    claimed_until: Mapped[datetime | None] = mapped_column(_timestamp, nullable=True, sort_order=-91)
+    crashes: Mapped[int] = mapped_column(Integer(), nullable=False, sort_order=-90)
+    last_error: Mapped[str | None] = mapped_column(Text(), nullable=True, sort_order=-89)
+
+    def __init__(
+        self,
+        job_type: str,
+        payload: Any = None,
+        *,
+        queue: str = DEFAULT_QUEUE,
+        process_at: datetime | None = None,
+        process_in: timedelta | None = None,
+        job_id: Any = None,
+        **columns: Any,
+    ) -> None:
+        now = columns.pop("enqueued_at", None)
+        now = clock.system_clock() if now is None else _instant("enqueued_at", now)
+        super().__init__(
+            **_given_id(self, job_id),
+            queue=checked_name("queue", queue),
+            job_type=checked_name("job_type", job_type),
+            payload=serializers.checked(self.serializer.encode(payload)),
+            attempts=0,
+            enqueued_at=now,
+            process_at=due_at(now, process_at, process_in),
+            crashes=0,
+            **columns,
+        )
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the worker that runs this job is stopping; ``False`` outside of a worker.
+
+        A handler that sees ``True`` may finish within the termination timeout, or raise: it is then released, not failed.
+        """
+        return self._running is not None and self._running.interrupted()
+
+    def sleep(self, span: timedelta) -> None:
+        """Sleep for ``span``, or raise ``Interrupted`` as soon as the worker that runs this job stops."""
+        if not isinstance(span, timedelta):
+            raise TypeError(f"sleep takes a timedelta, got {span!r}")
+        if self._running is None:
+            raise RuntimeError("only a job that a worker runs can sleep")
+        self._running.sleep(span)
+
+    _running: ClassVar[RunningJob | None] = None
+
+    @classmethod
+    def _complete(cls, table: Table) -> None:
+        columns = table.c
+        Index(f"ix_{table.name}_due", columns.queue, columns.process_at, columns.job_id)
+        _add_checks(table, counts=("attempts", "crashes"), instants=("enqueued_at", "process_at", "claimed_until"))
+
+
+class ArchivedJobMixin(_QueueTable):
+    """A job that has ended: ``status`` says how, ``error`` why, ``finished_at`` when."""
+
+    __tablename__ = "proletarian_archived_job"
+
+    status: Mapped[str] = mapped_column(String(20), nullable=False, sort_order=-93)
+    finished_at: Mapped[datetime] = mapped_column(_timestamp, nullable=False, sort_order=-92)
+    error: Mapped[str | None] = mapped_column(Text(), nullable=True, sort_order=-91)
+
+    @classmethod
+    def _complete(cls, table: Table) -> None:
+        _add_checks(table, counts=("attempts",), instants=("enqueued_at", "process_at", "finished_at"))
+
+
+def checked_name(what: str, name: object) -> str:
+    """Give ``name`` if it can be a queue or a job type; ``TypeError`` or ``ValueError`` if not."""
+    if not isinstance(name, str):
+        raise TypeError(f"{what} must be a text, got {name!r}")
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{what} must be 1 to {NAME_LIMIT} of the characters A-Z a-z 0-9 _ . : -, got {name[:250]!r}")
+    return str(name)
+
+
+def due_at(now: datetime, process_at: datetime | None, process_in: timedelta | None) -> datetime:
+    """Give the instant at which a job enqueued ``now`` is due; the past means now."""
+    if process_at is not None and process_in is not None:
+        raise ValueError("give process_at or process_in, not both")
+    if process_in is not None:
+        if not isinstance(process_in, timedelta):
+            raise TypeError(f"process_in must be a timedelta, got {process_in!r}")
+        process_at = _later(now, process_in)
+    return now if process_at is None else max(now, _instant("process_at", process_at))
+
+
+def _later(now: datetime, span: timedelta) -> datetime:
+    try:
+        return now + span
+    except OverflowError:
+        if span < timedelta(0):
+            return now
+        raise ValueError(f"process_in is beyond the calendar: {span!r}") from None
+
+
+def _instant(what: str, value: object) -> datetime:
+    if not isinstance(value, datetime):
+        raise TypeError(f"{what} must be a datetime, got {value!r}")
+    if value.utcoffset() is None:
+        raise TypeError(f"{what} must be an aware datetime, got the naive {value!r}")
+    try:
+        instant = value.astimezone(timezone.utc)
+    except OverflowError:
+        instant = EARLIEST if value.year < 5000 else LATEST
+    if instant >= LATEST:
+        raise ValueError(f"{what} must be before {LATEST:%Y-%m-%d}, got {value!r}")
+    return max(instant, EARLIEST)
+
+
+def _given_id(job: JobMixin, job_id: Any) -> dict[str, Any]:
+    if job_id is None:
+        job_id = job.job_id_strategy()
+    if job_id is None:
+        return {}
+    expected = job.__table__.c.job_id.type.python_type  # type: ignore[attr-defined]
+    if not isinstance(job_id, expected) or isinstance(job_id, bool):
+        raise TypeError(f"job_id must be a {expected.__name__}, got {job_id!r}")
+    return {"job_id": job_id}
+
+
+def detached(model: type[J], values: dict[str, Any]) -> J:
+    """Make an instance of ``model`` as a query would have given it, then detached: without a query, and fast."""
+    mapper = inspect(model)
+    instance = mapper.class_manager.new_instance()
+    state = inspect(instance)
+    state.dict.update(values)
+    state.key = mapper.identity_key_from_primary_key((values["job_id"],))
+    return instance  # type: ignore[no-any-return]
+
+
+def _add_checks(table: Table, *, counts: tuple[str, ...], instants: tuple[str, ...]) -> None:
+    """Keep out by CHECK what could be inserted by hand but not be read by a worker, or not be counted on."""
+    for name in counts:
+        _add_check(table, name, f"{name} >= 0")
+    for name in instants:
+        _add_check(table, name, f"{name} >= '{EARLIEST.date()}' AND {name} < '{LATEST.date()}'")
+
+
+def _add_check(table: Table, column: str, condition: str) -> None:
+    # conv(): the name is final, whatever naming convention the app's MetaData has
+    table.append_constraint(CheckConstraint(condition, name=conv(f"ck_{table.name}_{column}")))
+
+
+metadata = MetaData()
+"""The tables of the default models; name it in ``target_metadata`` if you use them."""
+
+
+class _Base(DeclarativeBase):
+    metadata = metadata
+
+
+class Job(JobMixin, _Base):
+    """The default job model, for apps that have no declarative base of their own."""
+
+
+class ArchivedJob(ArchivedJobMixin, _Base):
+    """The default archive model, for apps that have no declarative base of their own."""

@@ -1,0 +1,113 @@
+"""How much to claim, what to claim of what is due, and how long to wait: pure functions of numbers.
+
+It owns the pace of a worker. It refuses to know about databases, threads or clocks; time comes in as an argument.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+BATCH_SPAN = 0.25
+"""A claim fetches what is finished in about so many seconds: short enough that no job grows old in a worker's memory."""
+LARGEST_BATCH = 500
+LONGEST_WAIT = 1.0
+"""A claimed job that has waited so many seconds behind busy slots is given back, for others to take."""
+
+FIRST_BACK_OFF = 0.1
+LONGEST_BACK_OFF = 5.0
+
+
+class _HasCrashes(Protocol):
+    @property
+    def crashes(self) -> int: ...
+
+
+C = TypeVar("C", bound=_HasCrashes)
+
+
+@dataclass(slots=True)
+class FinishRate:
+    """Jobs finished per second, as a moving average that forgets half of what it knows in ``half_life`` seconds."""
+
+    half_life: float = 1.0
+    per_second: float = 0.0
+    _since: float | None = None
+    _count: int = 0
+
+    def finished(self, count: int, now: float) -> None:
+        """Note that ``count`` jobs were finished by ``now``."""
+        if self._since is None:
+            self._since = now
+        self._count += count
+        span = now - self._since
+        if span >= 0.05:
+            weight = 0.5 ** (span / self.half_life)
+            self.per_second = self.per_second * weight + (self._count / span) * (1 - weight)
+            self._since, self._count = now, 0
+
+
+def capacity(slots: int, per_second: float) -> int:
+    """Give how many jobs a worker may have claimed at once: what it finishes in a quarter of a second, at least a job a slot."""
+    return max(slots, min(LARGEST_BATCH, int(per_second * BATCH_SPAN)))
+
+
+def wanted(slots: int, outstanding: int, per_second: float) -> int:
+    """Give how many jobs to claim now: none before a slot is free or half of what was claimed is done."""
+    most = capacity(slots, per_second)
+    if outstanding >= slots and outstanding > most // 2:
+        return 0
+    return most - outstanding
+
+
+@dataclass(frozen=True, slots=True)
+class Choice(Generic[C]):
+    """What to claim of the candidates: ``run`` these, archive ``condemned`` as crashed, and perhaps wait to be ``alone``.
+
+    :param solo: ``run`` holds one job that must have the process to itself.
+    :param wants_solitude: the next job in line may only run alone, and something else runs here.
+    """
+
+    run: Sequence[C]
+    condemned: Sequence[C]
+    solo: bool = False
+    wants_solitude: bool = False
+
+
+def choose(candidates: Sequence[C], *, ceiling: int, idle: bool) -> Choice[C]:
+    """Choose what to claim, so that a job that kills its process takes nobody along.
+
+    Jobs under which a process has died are suspects: a suspect is claimed alone, so that whoever dies next to it is not
+    suspected in its place; and its last permitted run happens while nothing else runs in this process (``idle``), so that
+    nothing is archived ``crashed`` unless its last run was alone.
+    """
+    condemned = [candidate for candidate in candidates if candidate.crashes >= ceiling]
+    able = [candidate for candidate in candidates if candidate.crashes < ceiling]
+    if not able:
+        return Choice([], condemned)
+    first = able[0]
+    if first.crashes == 0:
+        return Choice([candidate for candidate in able if candidate.crashes == 0], condemned)
+    if not is_last_chance(first.crashes, ceiling):
+        return Choice([first], condemned)
+    if idle:
+        return Choice([first], condemned, solo=True)
+    return Choice([], condemned, wants_solitude=True)
+
+
+def is_last_chance(crashes: int, ceiling: int) -> bool:
+    """Say whether one more crash would reach the ceiling."""
+    return 0 < crashes == ceiling - 1
+
+
+def back_off(failures: int, chance: Callable[[], float] = random.random) -> float:
+    """Give the seconds to wait after so many failures in a row: doubling up to 5 s, with jitter by half either way."""
+    exact = min(LONGEST_BACK_OFF, FIRST_BACK_OFF * 2 ** min(failures - 1, 16))
+    return exact * (0.5 + chance())
+
+
+def jittered(seconds: float, chance: Callable[[], float] = random.random) -> float:
+    """Stretch or shorten a wait by up to a tenth, so that workers that started together do not stay in step."""
+    return seconds * (0.9 + 0.2 * chance())

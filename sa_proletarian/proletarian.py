@@ -1,0 +1,162 @@
+"""``Proletarian``: what an app makes once, and enqueues and registers handlers with.
+
+It owns the public verbs that need no worker. It refuses to hold connections or sessions; those are always the app's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Engine, inspect
+from sqlalchemy.orm import configure_mappers
+
+from . import clock as clocks
+from . import events, outbox
+from .connections import own_engine
+from .execution import Around, Execution
+from .inline import process_next
+from .lifecycle import Lifecycle
+from .models import DEFAULT_QUEUE, ArchivedJob, ArchivedJobMixin, Job, JobMixin, checked_name
+from .outcomes import Outcome
+from .registry import OnFailed, Registry
+from .retry import RetryStrategy
+from .sessions import checked_maker
+
+_INLINE_LEASE = timedelta(seconds=30)
+_INLINE_CEILING = 5
+
+
+class Proletarian(Registry):
+    """The jobs of an app: its two models, and its handlers.
+
+    :param job_model: the app's class of :class:`JobMixin`; by default the library's own :class:`Job`.
+    :param archived_model: the app's class of :class:`ArchivedJobMixin`; by default the library's own.
+    :param clock: gives the current instant for ``enqueued_at`` and for relative due times, as an aware ``datetime``; the
+        default is the system's. After the enqueue only the database's clock counts.
+    """
+
+    def __init__(
+        self,
+        job_model: type[JobMixin] = Job,
+        archived_model: type[ArchivedJobMixin] = ArchivedJob,
+        *,
+        clock: clocks.Clock = clocks.system_clock,
+    ) -> None:
+        super().__init__()
+        if not callable(clock):
+            raise TypeError(f"clock must be a function that gives an aware datetime, got {clock!r}")
+        self.job_model = _checked_model(job_model, JobMixin)
+        self.archived_model = _checked_model(archived_model, ArchivedJobMixin)
+        self.clock = clock
+
+    def enqueue(
+        self,
+        target: Any,
+        job_type: str | Callable[..., Any],
+        payload: Any = None,
+        *,
+        queue: str = DEFAULT_QUEUE,
+        process_at: datetime | None = None,
+        process_in: timedelta | None = None,
+        job_id: Any = None,
+        **columns: Any,
+    ) -> Any:
+        """Enqueue a job in the caller's own transaction; it exists when, and only if, the caller commits.
+
+        :param target: a ``Session``, ``AsyncSession``, ``scoped_session``, ``async_scoped_session``, Flask-SQLAlchemy's
+            ``db.session``, or a ``Connection`` (``await async_connection.run_sync(jobs.enqueue, …)`` for the async one).
+            Sessions get the job by ``add``, without I/O.
+        :param job_type: names the handler, or is the registered handler's function itself.
+        :param payload: what the handler needs; see :class:`JSONSerializer` for what is understood by default.
+        :param queue: the queue; default ``"default"``.
+        :param process_at: when the job is due, an aware ``datetime``; the past means now.
+        :param process_in: when the job is due, as a span from now; a negative one means now. Not with ``process_at``.
+        :param job_id: the id, instead of what the model's ``job_id_strategy`` makes.
+        :param columns: values for columns that the app's model adds, as ``tenant_id=7``.
+
+        Gives the job, with its id. ``ValueError`` or ``TypeError`` for bad input, before any SQL: the session stays usable,
+        and the transaction around it can still commit.
+        """
+        job = self.job_model(
+            self.type_of(job_type),
+            payload,
+            queue=queue,
+            process_at=process_at,
+            process_in=process_in,
+            job_id=job_id,
+            enqueued_at=clocks.read(self.clock),
+            **columns,
+        )
+        return outbox.put(target, job)
+
+    def requeue(self, target: Any, archived: Any, **options: Any) -> Any:
+        """Enqueue an archived job again, under a new id and with all its attempts ahead; the archive keeps its row.
+
+        :param target: as for :meth:`enqueue`.
+        :param archived: an instance of the archive model.
+        :param options: ``queue``, ``process_at``, ``process_in``, ``job_id`` or further columns, as for :meth:`enqueue`.
+        """
+        if not isinstance(archived, self.archived_model):
+            raise TypeError(f"requeue takes a {self.archived_model.__name__}, got a {type(archived).__name__}")
+        payload = self.job_model.serializer.decode(archived.payload)
+        values = {"queue": archived.queue, **self._shared_columns(archived), **options}
+        return self.enqueue(target, archived.job_type, payload, **values)
+
+    def process_next(
+        self,
+        engine: Engine,
+        *,
+        queue: str = DEFAULT_QUEUE,
+        retry: RetryStrategy | None = None,
+        on_failed: OnFailed | None = None,
+        session: Any = None,
+        around: Around | None = None,
+        listener: events.Listener = events.log_event,
+        worker_id: str = "process_next",
+    ) -> Outcome | None:
+        """Run the next due job in this thread: for tests, the REPL and cron.
+
+        The arguments mean what they mean for :class:`Worker`. Gives the outcome, such as ``Outcome.RETURNED`` or
+        ``Outcome.RETRIED``, or ``None`` when nothing was due. What the handler raises is not raised here; it is in the
+        outcome, the events and the row.
+        """
+        checked_name("queue", queue)
+        self.refuse_coroutines()
+        configure_mappers()
+        own = own_engine(engine, size=3)
+        execution = Execution(
+            registry=self,
+            lifecycle=Lifecycle(self.job_model, self.archived_model),
+            engine=own,
+            app_engine=engine,
+            emit=events.Emitter(listener, worker_id=worker_id, queue=queue),
+            queue=queue,
+            worker_id=worker_id,
+            lease=_INLINE_LEASE,
+            crash_ceiling=_INLINE_CEILING,
+            retry=retry,
+            on_failed=on_failed,
+            session=checked_maker(session, engine),
+            around=around,
+            now=self.clock,
+        )
+        try:
+            return process_next(execution)
+        finally:
+            own.dispose()
+
+    def _shared_columns(self, archived: Any) -> dict[str, Any]:
+        """Give the values of the app's own columns that both models have."""
+        library = {*Job.__table__.c.keys(), *ArchivedJob.__table__.c.keys()}
+        both = set(inspect(self.job_model).columns.keys()) & set(inspect(self.archived_model).columns.keys())
+        return {key: getattr(archived, key) for key in both - library}
+
+
+def _checked_model(model: Any, mixin: type[Any]) -> Any:
+    if not isinstance(model, type) or not issubclass(model, mixin):
+        raise TypeError(f"expected a model made with {mixin.__name__}, got {model!r}")
+    if inspect(model, raiseerr=False) is None:
+        raise TypeError(f"{model.__name__} is not mapped: it needs a declarative base besides {mixin.__name__}")
+    return model

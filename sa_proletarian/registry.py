@@ -1,0 +1,97 @@
+"""The registry: which models an app uses, and which handler takes which job type.
+
+It owns lookups only. There is no global registry: an app makes its own, and may make several.
+"""
+
+from __future__ import annotations
+
+import inspect as python_inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from .models import checked_name
+from .retry import Retry, RetryStrategy
+
+EVERY_TYPE = "*"
+
+Handler = Callable[[Any, Any], Any]
+"""``(session, job) -> anything``; what it returns is dropped."""
+
+OnFailed = Callable[[Any, BaseException], None]
+"""``(job, error) -> None``, called once after a job has finally failed."""
+
+H = TypeVar("H", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A handler and what goes with it; ``None`` leaves the choice to the worker."""
+
+    handler: Handler
+    retry: RetryStrategy | None = None
+    on_failed: OnFailed | None = None
+
+
+class Registry:
+    """Handlers by job type."""
+
+    def __init__(self) -> None:
+        self._registrations: dict[str, Registration] = {}
+
+    def handler(
+        self, job_type: str, *, retry: RetryStrategy | None = None, on_failed: OnFailed | None = None
+    ) -> Callable[[H], H]:
+        """Register the decorated function ``(session, job)`` for ``job_type``.
+
+        :param job_type: the type of job that the function takes; ``"*"`` takes every type that has no handler of its own.
+        :param retry: a ``Retry`` or a function ``(job, error) -> Retry | None``; ``None`` leaves it to the worker's
+            ``retry``, which gives up by default.
+        :param on_failed: called as ``(job, error)`` after the job has been archived as ``failure`` or ``crashed``, at most
+            once; ``None`` leaves it to the worker's ``on_failed``.
+
+        ``ValueError`` when the type has a handler already.
+        """
+        if not isinstance(job_type, str):
+            raise TypeError(f'name the job type, as in @jobs.handler("welcome"); got {job_type!r}')
+        if job_type != EVERY_TYPE:
+            checked_name("job_type", job_type)
+        if retry is not None and not isinstance(retry, Retry) and not callable(retry):
+            raise TypeError(f"retry must be a Retry or a function (job, error), got {retry!r}")
+        if on_failed is not None and not callable(on_failed):
+            raise TypeError(f"on_failed must be a function (job, error), got {on_failed!r}")
+
+        def register(function: H) -> H:
+            if not callable(function):
+                raise TypeError(f"a handler must be callable, got {function!r}")
+            if job_type in self._registrations:
+                raise ValueError(f"job type {job_type!r} has a handler already")
+            self._registrations[job_type] = Registration(function, retry, on_failed)
+            return function
+
+        return register
+
+    def registration(self, job_type: str) -> Registration | None:
+        """Give what is registered for ``job_type``, or for every type; ``None`` when nothing is."""
+        return self._registrations.get(job_type) or self._registrations.get(EVERY_TYPE)
+
+    def known_types(self) -> list[str] | None:
+        """Give the job types that can be handled here; ``None`` means all of them."""
+        return None if EVERY_TYPE in self._registrations else sorted(self._registrations)
+
+    def type_of(self, target: str | Callable[..., Any]) -> str:
+        """Give the job type that ``target`` (a type, or a handler's function) stands for."""
+        if isinstance(target, str):
+            return target
+        types = [name for name, registration in self._registrations.items() if registration.handler is target]
+        if len(types) == 1 and types[0] != EVERY_TYPE:
+            return types[0]
+        if not types:
+            raise TypeError(f"a job type must be a text or a registered handler, got {target!r}")
+        raise ValueError(f"{target!r} handles {', '.join(types)}: say which job type you mean")
+
+    def refuse_coroutines(self) -> None:
+        """Raise ``TypeError`` if a handler is ``async def``, which threads cannot run."""
+        for name, registration in self._registrations.items():
+            if python_inspect.iscoroutinefunction(registration.handler):
+                raise TypeError(f"the handler of {name!r} is async; a threaded worker runs plain functions only")

@@ -1,0 +1,167 @@
+"""The handler's session, and the transaction that holds its job.
+
+It owns the lazily begun hold: nothing is opened until the session is first used; then one connection begins, locks the job's
+row under its fence, and keeps both until the job is settled. It refuses to settle anything, and to give a connection to a
+session whose job is over.
+
+The session is of the app's own class, with the app's own options. A subclass of it, made once for each class, asks the app's
+``get_bind`` first and puts the held connection where the worker's engine would be used; ``create_savepoint`` then lets a
+handler commit, roll back or close as it likes, without ending the transaction that holds the job.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.orm import Session, sessionmaker
+
+from .connections import cancel, same_database
+from .errors import ClaimLost, ConfigurationError, SessionClosed
+from .lifecycle import Claim, Held, Lifecycle
+
+FIRST_USE_LOCK_TIMEOUT = timedelta(seconds=5)
+
+
+class Hold:
+    """The transaction that holds one claimed job, from the session's first use to the settling.
+
+    :ivar held: pid and transaction of the server process that holds the job; ``None`` before first use.
+    :ivar lost: the claim was somebody else's at first use, whatever the handler makes of that.
+    :ivar unavailable: why the transaction could not be opened, whatever the handler makes of that.
+    """
+
+    def __init__(self, engine: Engine, lifecycle: Lifecycle, claim: Claim) -> None:
+        self._engine = engine
+        self._lifecycle = lifecycle
+        self._claim = claim
+        self._connection: Connection | None = None
+        self._over = False
+        # a handler may hand its session to a thread pool: two first uses at once must not open two connections
+        self._opening = threading.Lock()
+        self.held: Held | None = None
+        self.lost = False
+        self.unavailable: BaseException | None = None
+
+    @property
+    def opened(self) -> bool:
+        """Whether the session has been used."""
+        return self._connection is not None
+
+    @property
+    def died(self) -> bool:
+        """Whether the connection that held the job is gone."""
+        connection = self._connection
+        return connection is not None and (connection.invalidated or connection.closed)
+
+    def connection(self) -> Connection:
+        """Give the connection that holds the job; open it on first use."""
+        with self._opening:
+            if self._over:
+                raise SessionClosed(f"the session of job {self._claim.job_id} was used after the job was over")
+            if self._connection is None:
+                self._connection = self._open()
+            return self._connection
+
+    def close(self) -> None:
+        """Roll back what is not committed and give the connection back; later use raises."""
+        with self._opening:
+            self._over = True
+            self._release()
+
+    def reset(self) -> None:
+        """Roll everything back, so that the handler can be called again in the same claim."""
+        with self._opening:
+            self._release()
+            self.held = None
+
+    def cancel_statement(self) -> None:
+        """Cancel the statement that runs on the connection, if one does; from any thread."""
+        connection = self._connection
+        if connection is not None and not connection.closed and not connection.invalidated:
+            with suppress(Exception):
+                cancel(connection.connection.driver_connection)
+
+    def _open(self) -> Connection:
+        if self.lost:
+            raise self._claim_lost()
+        try:
+            connection = self._engine.connect()
+        except Exception as error:
+            self.unavailable = error
+            raise
+        try:
+            self.held = self._lifecycle.hold(connection, self._claim, lock_timeout=FIRST_USE_LOCK_TIMEOUT)
+        except BaseException as error:
+            self.unavailable = error
+            _discard(connection)
+            raise
+        if self.held is None:
+            self.lost = True
+            connection.close()
+            raise self._claim_lost()
+        return connection
+
+    def _release(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            _discard(connection)
+
+    def _claim_lost(self) -> ClaimLost:
+        return ClaimLost(f"the claim on job {self._claim.job_id} belongs to somebody else now")
+
+
+def open_session(maker: sessionmaker[Any] | None, engine: Engine, hold: Hold) -> Session:
+    """Make the handler's session: of the app's class and options, on the held connection where it would use ``engine``."""
+    session_class, options = (maker.class_, maker.kw) if maker is not None else (Session, {})
+    if options.get("bind") is None:
+        options = {**options, "bind": engine}
+    options = {**options, "join_transaction_mode": "create_savepoint", "twophase": False}
+    session = _held_class(session_class)(**options)
+    session.proletarian_hold = hold
+    session.proletarian_engine = engine
+    return session  # type: ignore[no-any-return]
+
+
+def checked_maker(maker: Any, engine: Engine) -> sessionmaker[Any] | None:
+    """Give the ``sessionmaker`` in ``maker`` (itself, or that of a ``scoped_session``), or ``None``.
+
+    ``TypeError`` for anything else; ``ConfigurationError`` when it is bound to another engine than the worker's, because
+    what handlers write would then not commit together with their jobs.
+    """
+    maker = getattr(maker, "session_factory", maker)
+    if maker is None:
+        return None
+    if not isinstance(maker, sessionmaker):
+        raise TypeError(f"session must be a sessionmaker, got a {type(maker).__name__}")
+    bind = maker.kw.get("bind")
+    if bind is not None and not same_database(bind, engine):
+        raise ConfigurationError("session is bound to another engine than the worker's: give both the same engine")
+    return maker
+
+
+@functools.cache
+def _held_class(session_class: type[Session]) -> Callable[..., Any]:
+    """Subclass the app's session class, once: a class for each job would cost more than the job."""
+
+    def get_bind(self: Any, *args: Any, **kwargs: Any) -> Engine | Connection:
+        bind = session_class.get_bind(self, *args, **kwargs)
+        if not same_database(bind, self.proletarian_engine):
+            return bind
+        return self.proletarian_hold.connection()  # type: ignore[no-any-return]
+
+    return type(session_class.__name__, (session_class,), {"get_bind": get_bind, "__module__": session_class.__module__})
+
+
+def _discard(connection: Connection) -> None:
+    try:
+        connection.close()
+    except Exception:
+        connection.invalidate()
+        with suppress(Exception):
+            connection.close()
