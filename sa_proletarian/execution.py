@@ -19,10 +19,11 @@ from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.orm import sessionmaker
 
 from . import clock, events, outcomes, serializers
-from .dialects import Trouble, trouble
+from .dialects import Trouble, sqlstate, trouble
 from .errors import ControlFlow, Interrupted, TransactionEscaped
 from .lifecycle import Claim, Lifecycle
 from .models import detached
@@ -252,6 +253,9 @@ class Execution:
         """Ask the strategy what follows from the handler's own ``error``."""
         if isinstance(error, Interrupted):
             error = RuntimeError("the handler raised Interrupted, but its worker is not stopping")
+        if _savepoint_is_gone(error):
+            self._tell(run, events.TransactionEscaped)
+            error = TransactionEscaped("the handler ended the transaction behind its session's back")
         self._tell(run, events.HandleJobException, error=error)
         registration = self.registry.registration(run.claim.job_type)
         retry = registration.retry if registration and registration.retry is not None else self.retry
@@ -320,8 +324,6 @@ class Execution:
                 return outcomes.unavailable(error)
             case Trouble.CONSTRAINT if not by_commit:
                 return outcomes.parked(error, run.claim.attempts)
-            case _ if _savepoint_is_gone(error):
-                return self._fail(run, TransactionEscaped("the handler ended the transaction behind its session's back"))
             case _:
                 return self._fail(run, error)
 
@@ -477,19 +479,19 @@ def _settled(report: Report, moved: bool, stands: bool, was_tried: bool) -> Sett
 
 
 def _tells_of_disconnection(error: BaseException) -> bool:
-    """Whether ``error``, or one that it came from, is the loss of a connection."""
+    """Whether ``error``, or one that it came from, is the loss of a connection, or what SQLAlchemy says ever after."""
     seen: BaseException | None = error
     for _ in range(20):
         if seen is None:
             return False
-        if trouble(seen) is Trouble.DISCONNECTED:
+        if trouble(seen) is Trouble.DISCONNECTED or isinstance(seen, PendingRollbackError):
             return True
         seen = seen.__cause__ or seen.__context__
     return False
 
 
 def _savepoint_is_gone(error: BaseException) -> bool:
-    return getattr(getattr(error, "orig", None), "sqlstate", None) == "3B001"
+    return sqlstate(error) == "3B001"
 
 
 def _roll_back(connection: Connection) -> None:

@@ -1,0 +1,747 @@
+"""The main path, job by job: what a handler does to its session, and what then happens to the job and to its writes."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from contextlib import contextmanager
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+from sa_proletarian import ArchivedJob, ArchivedJobMixin, Cancel, Job, JobMixin, Outcome, Proletarian, Retry, Snooze
+
+
+@pytest.fixture
+def enqueue(jobs, tables):
+    def enqueue(job_type, payload=None, **options):
+        with Session(tables) as session, session.begin():
+            job = jobs.enqueue(session, job_type, payload, **options)
+            return job.job_id
+
+    return enqueue
+
+
+@pytest.fixture
+def run(jobs, tables, recorder):
+    """Register a function as the handler of ``work``, enqueue one job, run it; give the outcome."""
+
+    def run(handler, *, retry=None, on_failed=None, **options):
+        jobs.handler("work", retry=retry, on_failed=on_failed)(handler)
+        with Session(tables) as session, session.begin():
+            jobs.enqueue(session, "work", {"n": 1})
+        return jobs.process_next(tables, listener=recorder, **options)
+
+    return run
+
+
+def write(session, what="written"):
+    session.execute(text("INSERT INTO effect VALUES (:what)"), {"what": what})
+
+
+def effects(rows):
+    return sorted(what for (what,) in rows("SELECT what FROM effect"))
+
+
+def archive(rows):
+    return rows("SELECT status, attempts FROM proletarian_archived_job")
+
+
+def queue(rows):
+    return rows("SELECT attempts, crashes, claim_id FROM proletarian_job")
+
+
+# a handler and its session
+
+
+def test_nothing_due_is_none(jobs, tables):
+    assert jobs.process_next(tables) is None
+
+
+def test_a_returning_handler_is_archived_as_success_with_what_it_wrote(run, rows):
+    assert run(lambda session, job: write(session)) is Outcome.RETURNED
+    assert (archive(rows), effects(rows), queue(rows)) == ([("success", 1)], ["written"], [])
+
+
+def test_a_raising_handler_is_archived_as_failure_without_what_it_wrote(run, rows, recorder):
+    def handler(session, job):
+        write(session)
+        raise ValueError("no")
+
+    assert run(handler) is Outcome.GAVE_UP
+    assert (archive(rows), effects(rows), queue(rows)) == ([("failure", 1)], [], [])
+    assert recorder.names == ["handling_job", "handle_job_exception", "not_retrying"]
+    [(error,)] = rows("SELECT error FROM proletarian_archived_job")
+    assert error.startswith("ValueError: no") and "in handler" in error and "sa_proletarian/execution" not in error
+
+
+def test_an_unused_session_opens_no_connection(run, tables, recorder):
+    seen = []
+    assert run(lambda session, job: seen.append(session.in_transaction())) is Outcome.RETURNED
+    assert seen == [False]
+
+
+def test_what_is_only_added_to_the_session_is_written_too(run, rows):
+    def handler(session, job):
+        session.add(Job("later", {"from": str(job.job_id)}))
+
+    assert run(handler) is Outcome.RETURNED
+    assert rows("SELECT job_type FROM proletarian_job") == [("later",)]
+
+
+@pytest.mark.parametrize("ending", ["commit", "close", "commit twice", "commit and close"])
+def test_a_handler_may_commit_or_close_and_its_writes_appear_when_the_job_ends(run, rows, ending):
+    seen = []
+
+    def handler(session, job):
+        write(session)
+        for step in ending.split(" and ") if "and" in ending else [ending.split()[0]] * (2 if "twice" in ending else 1):
+            getattr(session, step)()
+        seen.append(effects(rows))
+
+    assert run(handler) is Outcome.RETURNED
+    assert seen == [[]], "nothing is visible while the job runs"
+    assert archive(rows) == [("success", 1)]
+    assert effects(rows) == ([] if ending == "close" else ["written"])
+
+
+def test_a_handler_may_roll_back_and_go_on(run, rows):
+    def handler(session, job):
+        write(session, "dropped")
+        session.rollback()
+        write(session, "kept")
+
+    assert run(handler) is Outcome.RETURNED
+    assert effects(rows) == ["kept"]
+
+
+def test_committed_work_is_gone_when_the_handler_then_fails(run, rows):
+    def handler(session, job):
+        write(session)
+        session.commit()
+        raise ValueError
+
+    assert run(handler) is Outcome.GAVE_UP
+    assert (archive(rows), effects(rows)) == ([("failure", 1)], [])
+
+
+def test_a_handler_may_catch_a_sql_error_in_a_nested_transaction(run, rows):
+    def handler(session, job):
+        with pytest.raises(IntegrityError), session.begin_nested():
+            session.execute(text("INSERT INTO effect VALUES (NULL)"))
+        write(session)
+
+    assert run(handler) is Outcome.RETURNED
+    assert effects(rows) == ["written"]
+
+
+def test_a_swallowed_sql_error_is_a_failure(run, rows):
+    def handler(session, job):
+        write(session)
+        with pytest.raises(IntegrityError):
+            session.execute(text("INSERT INTO effect VALUES (NULL)"))
+
+    assert run(handler) is Outcome.GAVE_UP
+    assert (archive(rows), effects(rows)) == ([("failure", 1)], [])
+
+
+def test_a_flush_error_is_a_failure_and_the_bookkeeping_is_kept(run, rows):
+    def handler(session, job):
+        session.add(ArchivedJob())
+        session.flush()
+
+    assert run(handler, retry=Retry(1, [timedelta(hours=1)])) is Outcome.RETRIED
+    assert queue(rows) == [(1, 0, None)]
+
+
+def test_a_broken_deferred_constraint_is_a_failure(run, rows):
+    rows("CREATE TABLE parent (id int PRIMARY KEY)")
+    rows("CREATE TABLE child (parent int REFERENCES parent DEFERRABLE INITIALLY DEFERRED)")
+
+    assert run(lambda session, job: session.execute(text("INSERT INTO child VALUES (1)"))) is Outcome.GAVE_UP
+    assert archive(rows) == [("failure", 1)]
+    [(error,)] = rows("SELECT error FROM proletarian_archived_job")
+    assert "child_parent_fkey" in error
+
+
+def test_a_raw_commit_is_reported(run, rows, recorder):
+    def handler(session, job):
+        write(session)
+        session.connection().connection.driver_connection.commit()
+
+    assert run(handler) is Outcome.GAVE_UP
+    assert archive(rows) == [("failure", 1)]
+    [(error,)] = rows("SELECT error FROM proletarian_archived_job")
+    assert error.startswith("TransactionEscaped")
+
+
+def test_a_raw_commit_after_the_sessions_own_is_reported(run, rows, recorder):
+    def handler(session, job):
+        write(session)
+        raw = session.connection().connection.driver_connection
+        session.commit()
+        raw.commit()
+
+    assert run(handler) is Outcome.RETURNED
+    assert recorder.named("transaction_escaped")
+    assert (archive(rows), effects(rows)) == ([("success", 1)], ["written"])
+
+
+def test_a_commit_on_the_sessions_connection_is_reported(run, rows, recorder):
+    def handler(session, job):
+        write(session)
+        session.connection().commit()
+
+    outcome = run(handler)
+    assert outcome is Outcome.GAVE_UP or recorder.named("transaction_escaped")
+    assert len(archive(rows)) == 1 and queue(rows) == []
+
+
+def test_a_session_that_leaks_out_of_its_job_raises(run, rows):
+    leaked = []
+    run(lambda session, job: leaked.append(session))
+    with pytest.raises(Exception, match="after the job was over"):
+        leaked[0].execute(text("SELECT 1"))
+
+
+def test_two_first_uses_at_once_open_one_connection(run, tables, rows):
+    pids = set()
+
+    def handler(session, job):
+        barrier = threading.Barrier(4)
+
+        def use():
+            barrier.wait()
+            pids.add(session.get_bind().exec_driver_sql("SELECT pg_backend_pid()").scalar())
+
+        threads = [threading.Thread(target=use) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    assert run(handler) is Outcome.RETURNED
+    assert len(pids) == 1
+
+
+def test_the_row_is_locked_while_the_handler_works_with_its_session(run, rows):
+    seen = []
+
+    def handler(session, job):
+        session.execute(text("SELECT 1"))
+        seen.extend(rows("SELECT job_id FROM proletarian_job FOR UPDATE SKIP LOCKED"))
+
+    assert run(handler) is Outcome.RETURNED
+    assert seen == []
+
+
+def test_the_lock_lets_rows_refer_to_the_job(run, rows, tables):
+    rows("CREATE TABLE note (job_id uuid REFERENCES proletarian_job ON DELETE CASCADE)")
+
+    def handler(session, job):
+        session.execute(text("SELECT 1"))
+        name = rows("SELECT current_database()")[0][0]
+        rows(f"ALTER DATABASE {name} SET lock_timeout = '2s'")
+        tables.dispose()
+        rows("INSERT INTO note VALUES (:id)", id=job.job_id)
+
+    assert run(handler) is Outcome.RETURNED
+
+
+def test_the_handler_meets_the_servers_own_lock_timeout(run, rows):
+    seen = []
+    run(lambda session, job: seen.append(session.scalar(text("SHOW lock_timeout"))))
+    assert seen == ["0"]
+
+
+def test_the_handlers_session_is_read_committed_whatever_the_database_says(run, rows, tables):
+    name = rows("SELECT current_database()")[0][0]
+    rows(f"ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'")
+    tables.dispose()
+    seen = []
+    assert run(lambda session, job: seen.append(session.scalar(text("SHOW transaction_isolation")))) is Outcome.RETURNED
+    assert seen == ["read committed"]
+
+
+def test_handlers_sessions_are_of_the_apps_class_with_its_options(run, tables):
+    class AppSession(Session):
+        pass
+
+    maker = sessionmaker(tables, class_=AppSession, expire_on_commit=False, autoflush=False)
+    seen = []
+
+    def handler(session, job):
+        seen.append((isinstance(session, AppSession), session.expire_on_commit, session.autoflush))
+        write(session)
+
+    assert run(handler, session=maker) is Outcome.RETURNED
+    assert seen == [(True, False, False)]
+
+
+def test_sqlmodels_exec_works_in_a_handler(run, tables):
+    sqlmodel = pytest.importorskip("sqlmodel")
+    seen = []
+
+    def handler(session, job):
+        seen.append(session.exec(text("SELECT 42")).scalar())
+
+    assert run(handler, session=sessionmaker(tables, class_=sqlmodel.Session)) is Outcome.RETURNED
+    assert seen == [42]
+
+
+def test_a_session_that_routes_elsewhere_keeps_its_routing(run, tables, rows, database_url):
+    other = create_engine(database_url)
+
+    class Routing(Session):
+        def get_bind(self, *args, clause=None, **kwargs):
+            if clause is not None and "elsewhere" in str(clause):
+                return other
+            return super().get_bind(*args, clause=clause, **kwargs)
+
+    def handler(session, job):
+        write(session)
+        session.execute(text("INSERT INTO effect VALUES ('elsewhere')"))
+
+    assert run(handler, session=sessionmaker(tables, class_=Routing)) is Outcome.RETURNED
+    assert effects(rows) == ["elsewhere", "written"]
+    other.dispose()
+
+
+def test_a_sessionmaker_of_another_engine_is_refused(jobs, tables, database_url):
+    with pytest.raises(Exception, match="another engine"):
+        jobs.process_next(tables, session=sessionmaker(create_engine(database_url)))
+
+
+# the job
+
+
+def test_the_job_is_detached_and_reads_well_after_a_commit(run):
+    seen = []
+
+    def handler(session, job):
+        session.execute(text("SELECT 1"))
+        session.commit()
+        session.close()
+        seen.append((job.payload, job.attempts, job.job_type, job.queue, job.crashes, job.last_error))
+
+    run(handler)
+    assert seen == [({"n": 1}, 1, "work", "default", 0, None)]
+
+
+def test_the_live_row_is_one_get_away(run, rows):
+    seen = []
+
+    def handler(session, job):
+        live = session.get(Job, job.job_id)
+        seen.append(live is not job and live.attempts == job.attempts == 1)
+
+    assert run(handler) is Outcome.RETURNED
+    assert seen == [True]
+
+
+def test_a_payload_that_the_handler_changes_is_archived_as_it_was(run, rows):
+    def handler(session, job):
+        job.payload["n"] = "changed"
+        write(session)
+
+    run(handler)
+    assert rows("SELECT payload FROM proletarian_archived_job") == [({"n": 1},)]
+
+
+def test_extra_columns_reach_the_handler_and_the_archive(tables, rows):
+    class Base(DeclarativeBase):
+        pass
+
+    class TenantJob(JobMixin, Base):
+        __tablename__ = "tenant_job"
+        tenant_id: Mapped[int]
+        note: Mapped[str | None] = mapped_column("remark")
+
+    class TenantArchive(ArchivedJobMixin, Base):
+        __tablename__ = "tenant_archive"
+        tenant_id: Mapped[int]
+
+    Base.metadata.create_all(tables)
+    jobs = Proletarian(TenantJob, TenantArchive)
+    seen = []
+    jobs.handler("work")(lambda session, job: seen.append((job.tenant_id, job.note)))
+    with Session(tables) as session, session.begin():
+        jobs.enqueue(session, "work", tenant_id=7, note="x")
+    assert jobs.process_next(tables) is Outcome.RETURNED
+    assert seen == [(7, "x")]
+    assert rows("SELECT tenant_id, status FROM tenant_archive") == [(7, "success")]
+
+
+# fates
+
+
+def test_a_retried_job_runs_again_after_its_delay_and_says_why(run, rows, recorder, jobs, tables):
+    def handler(session, job):
+        raise ValueError(f"attempt {job.attempts}")
+
+    assert run(handler, retry=Retry(1, [timedelta(hours=1)])) is Outcome.RETRIED
+    [(error, wait)] = rows(
+        "SELECT last_error, extract(epoch FROM process_at - clock_timestamp())::float FROM proletarian_job"
+    )
+    assert error.startswith("ValueError: attempt 1") and 3590 < wait < 3601
+    [event] = recorder.named("retrying")
+    assert event.retries_left == 1
+    assert jobs.process_next(tables) is None
+    rows("UPDATE proletarian_job SET process_at = now()")
+    assert jobs.process_next(tables, listener=recorder) is Outcome.GAVE_UP
+    assert archive(rows) == [("failure", 2)]
+
+
+def test_the_handlers_retry_wins_over_the_workers(jobs, tables, enqueue):
+    def handler(session, job):
+        raise ValueError
+
+    jobs.handler("patient", retry=Retry(1, [timedelta(hours=1)]))(handler)
+    jobs.handler("plain")(handler)
+    enqueue("patient")
+    enqueue("plain")
+    outcomes = [jobs.process_next(tables, retry=Retry(1)) for _ in range(3)]
+    assert outcomes == [Outcome.RETRIED, Outcome.RETRIED, Outcome.GAVE_UP]
+
+
+def test_a_retry_delay_counts_from_the_finish(run, rows):
+    """``now()`` stands still in the handler's transaction; the delay must not."""
+
+    def handler(session, job):
+        session.execute(text("SELECT pg_sleep(0.6)"))
+        raise ValueError
+
+    run(handler, retry=Retry(1, [timedelta(seconds=100)]))
+    [(wait,)] = rows("SELECT extract(epoch FROM process_at - clock_timestamp())::float FROM proletarian_job")
+    assert wait > 99.6
+
+
+def test_snooze_is_no_attempt_and_keeps_what_was_committed(run, rows, recorder):
+    def handler(session, job):
+        write(session, "committed")
+        session.commit()
+        write(session, "not committed")
+        raise Snooze(timedelta(hours=1))
+
+    assert run(handler) is Outcome.SNOOZED
+    assert (queue(rows), effects(rows), archive(rows)) == ([(0, 0, None)], ["committed"], [])
+
+
+def test_cancel_archives_as_cancelled_with_its_reason(run, rows):
+    def handler(session, job):
+        raise Cancel("the user is gone")
+
+    assert run(handler) is Outcome.CANCELLED
+    assert rows("SELECT status, attempts, error FROM proletarian_archived_job") == [
+        ("cancelled", 1, "Cancel: the user is gone")
+    ]
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), GeneratorExit(), KeyError("x"), RecursionError()])
+def test_whatever_a_handler_raises_is_a_failure(run, rows, error):
+    def handler(session, job):
+        raise error
+
+    assert run(handler) is Outcome.GAVE_UP
+    assert archive(rows) == [("failure", 1)]
+
+
+def test_ctrl_c_in_process_next_releases_the_job_and_is_raised(run, rows):
+    def handler(session, job):
+        write(session)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(handler)
+    assert (queue(rows), effects(rows), archive(rows)) == ([(0, 0, None)], [], [])
+
+
+@pytest.mark.parametrize("uses_session", [True, False])
+def test_on_failed_is_called_once_after_the_archive_row_is_committed(run, rows, uses_session):
+    calls = []
+
+    def handler(session, job):
+        if uses_session:
+            write(session)
+        raise ValueError("no")
+
+    def on_failed(job, error):
+        calls.append((job.payload, type(error), archive(rows)))
+
+    assert run(handler, on_failed=on_failed) is Outcome.GAVE_UP
+    assert calls == [({"n": 1}, ValueError, [("failure", 1)])]
+
+
+def test_an_error_in_on_failed_is_reported_and_harms_nothing(run, rows, recorder):
+    def handler(session, job):
+        raise ValueError
+
+    def on_failed(job, error):
+        raise SystemExit("on_failed")
+
+    assert run(handler, on_failed=on_failed) is Outcome.GAVE_UP
+    assert recorder.names[-2:] == ["not_retrying", "on_failed_error"]
+
+
+@pytest.mark.parametrize("strategy", [lambda job, error: 1 / 0, lambda job, error: "soon"])
+def test_a_strategy_that_fails_gives_up_and_is_reported(run, rows, recorder, strategy):
+    def handler(session, job):
+        raise ValueError
+
+    assert run(handler, retry=strategy) is Outcome.GAVE_UP
+    assert "retry_strategy_error" in recorder.names
+
+
+def test_a_strategy_sees_the_job_and_the_error(run, rows):
+    seen = []
+
+    def handler(session, job):
+        raise ValueError("late")
+
+    def strategy(job, error):
+        seen.append((job.payload, job.attempts, str(error)))
+
+    run(handler, retry=strategy)
+    assert seen == [({"n": 1}, 1, "late")]
+
+
+def test_around_surrounds_the_handler_and_cannot_make_a_failure_a_success(run, rows):
+    seen = []
+
+    @contextmanager
+    def around(job):
+        seen.append(("enter", job.job_type))
+        try:
+            yield
+        except ValueError:
+            seen.append("swallowed")
+
+    def handler(session, job):
+        seen.append("handler")
+        raise ValueError
+
+    assert run(handler, around=around) is Outcome.GAVE_UP
+    assert seen == [("enter", "work"), "handler", "swallowed"]
+
+
+def test_a_deadlock_is_no_failure_but_another_try(run, rows, recorder):
+    calls = []
+
+    def handler(session, job):
+        calls.append(1)
+        write(session)
+        if len(calls) < 3:
+            session.execute(text("DO $$ BEGIN RAISE EXCEPTION 'crossed' USING ERRCODE = '40P01'; END $$"))
+
+    assert run(handler) is Outcome.RETURNED
+    assert (len(calls), effects(rows), archive(rows)) == (3, ["written"], [("success", 1)])
+    assert len(recorder.named("conflict_retried")) == 2
+
+
+def test_a_deadlock_that_does_not_end_is_a_failure(run, rows):
+    def handler(session, job):
+        session.execute(text("DO $$ BEGIN RAISE EXCEPTION 'crossed' USING ERRCODE = '40001'; END $$"))
+
+    assert run(handler) is Outcome.GAVE_UP
+
+
+# the claim
+
+
+def test_jobs_run_in_the_order_in_which_they_are_due(jobs, tables, enqueue):
+    order = []
+    jobs.handler("work")(lambda session, job: order.append(job.payload))
+    for number in range(5):
+        enqueue("work", number)
+    enqueue("work", "later", process_in=timedelta(hours=1))
+    while jobs.process_next(tables):
+        pass
+    assert order == [0, 1, 2, 3, 4]
+
+
+def test_only_the_own_queue_and_known_types_are_claimed(jobs, tables, enqueue, rows):
+    jobs.handler("work")(lambda session, job: None)
+    enqueue("work", queue="mail")
+    enqueue("stranger")
+    assert jobs.process_next(tables) is None
+    assert jobs.process_next(tables, queue="mail") is Outcome.RETURNED
+    assert rows("SELECT job_type, attempts FROM proletarian_job") == [("stranger", 0)]
+
+
+def test_the_star_takes_every_type_without_a_handler_of_its_own(jobs, tables, enqueue):
+    seen = []
+    jobs.handler("*")(lambda session, job: seen.append(("star", job.job_type)))
+    jobs.handler("own")(lambda session, job: seen.append(("own", job.job_type)))
+    enqueue("own")
+    enqueue("other")
+    while jobs.process_next(tables):
+        pass
+    assert seen == [("own", "own"), ("star", "other")]
+
+
+def test_a_claim_that_was_lost_writes_nothing(run, rows, recorder):
+    """Another worker took the job over between our claim and our first use of the session."""
+    thief = uuid.uuid4()
+
+    def handler(session, job):
+        rows("UPDATE proletarian_job SET claim_id = :thief", thief=thief)
+        try:
+            write(session)
+        except Exception:
+            pass  # swallowing it must not help
+
+    assert run(handler) is Outcome.CLAIM_LOST
+    assert (queue(rows), archive(rows), effects(rows)) == ([(1, 0, thief)], [], [])
+    assert recorder.names[-1] == "claim_lost"
+
+
+def test_a_claim_that_was_lost_unnoticed_is_not_settled(run, rows):
+    thief = uuid.uuid4()
+    assert run(lambda session, job: rows("UPDATE proletarian_job SET claim_id = :t", t=thief)) is Outcome.CLAIM_LOST
+    assert (queue(rows), archive(rows)) == ([(1, 0, thief)], [])
+
+
+@pytest.mark.parametrize("uses_session", [True, False])
+def test_an_id_that_is_archived_already_parks_the_job_and_names_the_constraint(run, rows, recorder, uses_session):
+    def handler(session, job):
+        rows(
+            "INSERT INTO proletarian_archived_job (job_id, queue, job_type, payload, attempts, enqueued_at, process_at,"
+            " status, finished_at) VALUES (:id, 'q', 't', '{}', 1, now(), now(), 'success', now())",
+            id=job.job_id,
+        )
+        if uses_session:
+            write(session)
+
+    assert run(handler) is Outcome.PARKED
+    [(attempts, error, wait)] = rows(
+        "SELECT attempts, last_error, extract(epoch FROM process_at - clock_timestamp())::int FROM proletarian_job"
+    )
+    assert attempts == 1 and "proletarian_archived_job_pkey" in error and 50 < wait < 61
+    assert effects(rows) == []
+    [event] = recorder.named("job_parked")
+    assert event.delay == timedelta(minutes=1)
+
+
+@pytest.mark.parametrize("uses_session", [True, False])
+def test_a_foreign_key_that_forbids_the_deletion_parks_the_job(run, rows, uses_session, jobs, tables, recorder):
+    rows("CREATE TABLE note (job_id uuid REFERENCES proletarian_job)")
+
+    def handler(session, job):
+        rows("INSERT INTO note SELECT :id WHERE NOT EXISTS (SELECT FROM note)", id=job.job_id)
+        if uses_session:
+            write(session)
+
+    assert run(handler) is Outcome.PARKED
+    assert "note_job_id_fkey" in rows("SELECT last_error FROM proletarian_job")[0][0]
+    rows("UPDATE proletarian_job SET process_at = now()")
+    assert jobs.process_next(tables, listener=recorder) is Outcome.PARKED
+    assert [event.delay for event in recorder.named("job_parked")] == [timedelta(minutes=1), timedelta(minutes=2)]
+    rows("DELETE FROM note")
+    rows("UPDATE proletarian_job SET process_at = now(); DROP TABLE note")
+
+
+@pytest.mark.parametrize(
+    "payload",
+    ['"\\u0041"', "1" + "0" * 5000, "[" * 3000 + "]" * 3000],
+    ids=["text", "five thousand digits", "three thousand levels"],
+)
+def test_a_payload_that_cannot_be_decoded_fails_its_job_and_no_other(jobs, tables, enqueue, rows, payload, recorder):
+    calls = []
+    jobs.handler("work", on_failed=lambda job, error: calls.append(job.payload))(lambda session, job: None)
+    poisoned = enqueue("work", "first")
+    enqueue("work", "second")
+    rows("UPDATE proletarian_job SET payload = CAST(:payload AS jsonb) WHERE job_id = :id", payload=payload, id=poisoned)
+    outcomes = [jobs.process_next(tables, listener=recorder) for _ in range(2)]
+    if payload.startswith('"'):
+        assert (outcomes, calls) == ([Outcome.RETURNED] * 2, [])
+    else:
+        assert (outcomes, calls) == ([Outcome.GAVE_UP, Outcome.RETURNED], [None])
+
+
+def test_a_server_process_that_is_killed_under_a_job_is_a_crash_and_no_attempt(run, rows, recorder, jobs, tables):
+    calls = []
+
+    def handler(session, job):
+        calls.append(job.attempts)
+        write(session)
+        if len(calls) == 1:
+            pid = session.scalar(text("SELECT pg_backend_pid()"))
+            rows("SELECT pg_terminate_backend(:pid)", pid=pid)
+            session.execute(text("SELECT 1"))
+
+    assert run(handler) is Outcome.CONNECTION_DIED
+    assert (queue(rows), archive(rows), effects(rows)) == ([(0, 1, None)], [], [])
+    rows("UPDATE proletarian_job SET process_at = now()")
+    assert jobs.process_next(tables, listener=recorder) is Outcome.RETURNED
+    assert (calls, archive(rows), effects(rows)) == ([1, 1], [("success", 1)], ["written"])
+
+
+def test_a_handlers_own_failure_counts_although_its_connection_died(run, rows):
+    def handler(session, job):
+        pid = session.scalar(text("SELECT pg_backend_pid()"))
+        rows("SELECT pg_terminate_backend(:pid)", pid=pid)
+        try:
+            session.execute(text("SELECT 1"))
+        except Exception:
+            pass
+        raise ValueError("of its own") from None
+
+    outcome = run(handler)
+    assert outcome in (Outcome.GAVE_UP, Outcome.CONNECTION_DIED)
+
+
+def test_a_handler_that_swallows_the_death_of_its_connection_has_not_succeeded(run, rows):
+    def handler(session, job):
+        pid = session.scalar(text("SELECT pg_backend_pid()"))
+        rows("SELECT pg_terminate_backend(:pid)", pid=pid)
+        try:
+            session.execute(text("SELECT 1"))
+        except Exception:
+            pass
+
+    assert run(handler) is Outcome.CONNECTION_DIED
+    assert queue(rows) == [(0, 1, None)]
+
+
+def test_a_death_that_only_the_settling_notices_is_a_crash(run, rows):
+    def handler(session, job):
+        pid = session.scalar(text("SELECT pg_backend_pid()"))
+        session.commit()
+        rows("SELECT pg_terminate_backend(:pid)", pid=pid)
+
+    assert run(handler) is Outcome.CONNECTION_DIED
+    assert queue(rows) == [(0, 1, None)]
+
+
+def test_jobs_under_which_processes_died_are_archived_as_crashed_at_the_ceiling(jobs, tables, enqueue, rows, recorder):
+    calls = []
+    jobs.handler("work", on_failed=lambda job, error: calls.append((job.payload, str(error))))(lambda session, job: 1 / 0)
+    enqueue("work", "killer")
+    rows("UPDATE proletarian_job SET attempts = 1, crashes = 4, claim_id = gen_random_uuid(), claimed_until = now()")
+    assert jobs.process_next(tables, listener=recorder) is Outcome.CRASHED
+    assert archive(rows) == [("crashed", 1)]
+    assert len(calls) == 1 and calls[0][0] == "killer" and "died 5 times" in calls[0][1]
+    assert recorder.names == ["job_crashed"]
+
+
+def test_an_expired_claim_is_taken_again_as_a_crash_with_the_same_attempt(jobs, tables, enqueue, rows):
+    seen = []
+    jobs.handler("work")(lambda session, job: seen.append((job.attempts, job.crashes)))
+    enqueue("work")
+    rows("UPDATE proletarian_job SET attempts = 1, claim_id = gen_random_uuid(), claimed_until = now()")
+    assert jobs.process_next(tables) is Outcome.RETURNED
+    assert seen == [(1, 1)]
+
+
+def test_a_reported_outcome_sets_the_crashes_back(jobs, tables, enqueue, rows):
+    def handler(session, job):
+        raise ValueError
+
+    jobs.handler("work", retry=Retry(5, [timedelta(hours=1)]))(handler)
+    enqueue("work")
+    rows("UPDATE proletarian_job SET attempts = 1, claim_id = gen_random_uuid(), claimed_until = now()")
+    assert jobs.process_next(tables) is Outcome.RETRIED
+    assert queue(rows) == [(1, 0, None)]
