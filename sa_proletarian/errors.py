@@ -32,7 +32,7 @@ from typing import Any
 
 _HERE = os.path.dirname(__file__) + os.sep
 _MESSAGE_LIMIT = 4_000
-_FRAMES = 12
+_FRAMES = 5
 
 
 class ProletarianError(Exception):
@@ -118,11 +118,14 @@ def describe_with_frames(error: BaseException) -> str:
 
 
 def frames(error: BaseException) -> str:
-    """Give the innermost stack frames of ``error`` that are not this library's; empty when there are none."""
+    """Give the outermost and the innermost stack frames of ``error`` that are not this library's, if there are any."""
     summary = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_HERE)]
     if not summary:
         return ""
-    return printable("Traceback (most recent call last):\n" + "".join(traceback.format_list(summary[-_FRAMES:])).rstrip())
+    lines = traceback.format_list(summary)
+    if len(lines) > 2 * _FRAMES:
+        lines[_FRAMES:-_FRAMES] = ["  ...\n"]
+    return printable("Traceback (most recent call last):\n" + "".join(lines).rstrip())
 
 
 def printable(text: str) -> str:

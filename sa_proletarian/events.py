@@ -224,7 +224,9 @@ class CompletedShutdown(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InterruptedWhileShuttingDown(Event):
-    """A second signal, or a ``KeyboardInterrupt`` in ``stop``: what still runs is released at once."""
+    """A second signal, or Ctrl-C in ``stop``: what still runs is released at once."""
+
+    signal: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -328,7 +328,7 @@ class Feeder:
             self.stop(clock.monotonic())
         if not self._stopping:
             self._execution.stopping.wait(delay)
-        elif self._is_hopeless(clock.monotonic()):
+        elif self._is_hopeless(clock.monotonic()) or not (self._outstanding or self._pending or self._ended):
             self.unfinished += [*self._outstanding, *self._pending]
             self._done = True
         else:

@@ -159,9 +159,10 @@ def _held_class(session_class: type[Session]) -> Callable[..., Any]:
 
 
 def _discard(connection: Connection) -> None:
+    """Roll back and give the connection back; where that fails, throw it away. Never raises."""
     try:
         connection.close()
     except Exception:
-        connection.invalidate()
         with suppress(Exception):
+            connection.invalidate()
             connection.close()

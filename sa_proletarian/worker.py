@@ -35,6 +35,7 @@ from .sessions import checked_maker
 
 _DONE = None
 STAGGER = 0.05
+LAST_CALLS = 1.0
 
 
 class Worker:
@@ -145,7 +146,7 @@ class Worker:
         try:
             shift.done.wait()
         except KeyboardInterrupt:
-            self._emit(events.InterruptedWhileShuttingDown)
+            self._emit(events.InterruptedWhileShuttingDown, signal="SIGINT")
             shift.begin_stop(timedelta(0))
             shift.done.wait()
         return shift.clean
@@ -167,7 +168,7 @@ class Worker:
                 if not shift.stopping:
                     self._emit(events.WorkerInterrupted, signal=name)
                 else:
-                    self._emit(events.InterruptedWhileShuttingDown)
+                    self._emit(events.InterruptedWhileShuttingDown, signal=name)
                     timeout = timedelta(0)
                 shift.begin_stop(timeout)
         return shift.clean
@@ -254,9 +255,10 @@ class _Shift:
 
     def _end(self) -> None:
         unfinished = tuple(run.claim.job_id for run in self._feeder.unfinished)
-        for thread in self._handlers:
-            if not unfinished:
-                thread.join(max(0.0, min(self._deadline - clock.monotonic(), threading.TIMEOUT_MAX)))
+        # no job is left; what a thread may still be at is an on_failed call
+        deadline = max(self._deadline, clock.monotonic() + LAST_CALLS)
+        for thread in self._handlers if not unfinished else ():
+            thread.join(min(max(0.0, deadline - clock.monotonic()), threading.TIMEOUT_MAX))
         self._engine.dispose()
         if unfinished or any(thread.is_alive() for thread in self._handlers):
             self._emit(events.QueueWorkerShutdownError, error=None, job_ids=unfinished)

@@ -1,0 +1,235 @@
+"""Processes that die: workers by ``kill -9``, jobs that kill their own worker, a server that crashes under a job."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import create_engine, event, text
+from sqlalchemy.orm import Session
+
+from sa_proletarian import Outcome, metadata
+from sa_proletarian.embedded import EmbeddedPostgres
+
+LEASE = timedelta(seconds=1)
+
+WORKER = """
+    import os, sys
+    from datetime import timedelta
+    from sqlalchemy import create_engine, text
+    from sa_proletarian import Proletarian, Worker
+    from sa_proletarian.events import Event
+
+    jobs = Proletarian()
+
+    @jobs.handler("effect")
+    def effect(session, job):
+        session.execute(text("INSERT INTO effect VALUES (:id)"), {"id": str(job.job_id)})
+
+    @jobs.handler("once_held")
+    def once_held(session, job):
+        session.execute(text("INSERT INTO effect VALUES (:id)"), {"id": str(job.job_id)})
+        session.commit()
+        print("held", flush=True)
+        sys.stdin.readline()
+
+    @jobs.handler("killer")
+    def killer(session, job):
+        print("killing", job.attempts, job.crashes, flush=True)
+        os.kill(os.getpid(), 9)
+
+    @jobs.handler("mate")
+    def mate(session, job):
+        pass
+
+    Worker(jobs, create_engine(sys.argv[1]), threads=int(sys.argv[2]), lease=timedelta(seconds=1), listener=lambda event: None,
+           polling_interval=timedelta(milliseconds=20)).run()
+"""
+
+
+@pytest.fixture
+def worker_process(database_url, tables):
+    processes = []
+
+    def start(threads=4):
+        url = database_url.render_as_string(hide_password=False)
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(WORKER), url, str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def enqueue(jobs, tables):
+    def enqueue(job_type, count=1):
+        with Session(tables) as session, session.begin():
+            return [jobs.enqueue(session, job_type).job_id for _ in range(count)]
+
+    return enqueue
+
+
+def test_a_job_whose_worker_is_killed_runs_again_and_takes_effect_once(
+    worker_process, enqueue, jobs, start_worker, recorder, rows
+):
+    enqueue("once_held")
+    process = worker_process()
+    assert process.stdout.readline() == "held\n"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+    seen = []
+
+    @jobs.handler("once_held")
+    def once_held(session, job):
+        seen.append((job.attempts, job.crashes))
+        session.execute(text("INSERT INTO effect VALUES ('second')"))
+
+    start_worker(jobs, lease=LEASE)
+    recorder.wait_for("job_finished")
+    assert seen == [(1, 1)], "the death is a crash, and no attempt"
+    assert rows("SELECT what FROM effect") == [("second",)]
+    assert rows("SELECT status, attempts FROM proletarian_archived_job") == [("success", 1)]
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_lose_nothing_and_double_nothing(worker_process, enqueue, rows, pytestconfig):
+    """Six workers in a row are killed after a random number of finished jobs; the seventh finishes the rest."""
+    import random
+
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    ids = enqueue("effect", 1500)
+    for _ in range(6):
+        before = finished(rows)
+        process = worker_process(threads=2)
+        wait_until(lambda before=before: finished(rows) > before + chance.randrange(100), process)
+        process.kill()
+        process.wait()
+    process = worker_process(threads=2)
+    wait_until(lambda: finished(rows) == 1500, process)
+    effects = [what for (what,) in rows("SELECT what FROM effect")]
+    assert sorted(effects) == sorted(str(job_id) for job_id in ids), f"seed {seed}"
+    assert rows("SELECT count(*) FROM proletarian_job") == [(0,)]
+
+
+@pytest.mark.slow
+def test_a_job_that_kills_its_process_takes_no_mate_along(worker_process, enqueue, rows):
+    """One killer among 300 mates: it alone is archived as crashed after five deaths, the mates finish."""
+    enqueue("mate", 150)
+    [killer] = enqueue("killer")
+    enqueue("mate", 150)
+    deaths = 0
+    while rows("SELECT count(*) FROM proletarian_job") != [(0,)]:
+        process = worker_process()
+        wait_until(lambda process=process: process.poll() or rows("SELECT count(*) FROM proletarian_job") == [(0,)])
+        if process.poll() is None:
+            break
+        deaths += 1
+        assert deaths < 10
+    assert deaths == 5
+    assert rows("SELECT status, count(*) FROM proletarian_archived_job GROUP BY 1 ORDER BY 1") == [
+        ("crashed", 1),
+        ("success", 300),
+    ]
+    assert rows("SELECT job_id, attempts FROM proletarian_archived_job WHERE status = 'crashed'") == [(killer, 1)]
+
+
+@pytest.mark.slow
+def test_a_server_that_crashes_under_a_job_loses_nothing(pytestconfig, jobs, recorder):
+    import threading
+
+    from sa_proletarian import Worker
+
+    settings = {"synchronous_commit": True}
+    begun, restarted = threading.Event(), threading.Event()
+    attempts = []
+
+    @jobs.handler("work")
+    def work(session, job):
+        attempts.append(job.attempts)
+        session.execute(text("INSERT INTO effect VALUES (:id)"), {"id": str(job.job_id)})
+        if len(attempts) == 1:
+            begun.set()
+            assert restarted.wait(30)
+        session.execute(text("SELECT 1"))
+
+    with EmbeddedPostgres(pytestconfig.option.postgresql, settings=settings) as server:
+        engine = create_engine(server.url())
+        metadata.create_all(engine)
+        with Session(engine) as session, session.begin():
+            session.execute(text("CREATE TABLE effect (what text)"))
+            job_id = jobs.enqueue(session, "work").job_id
+        worker = Worker(jobs, engine, lease=LEASE, listener=recorder, polling_interval=timedelta(milliseconds=20))
+        with worker:
+            assert begun.wait(10)
+            server.crash()
+            server.start()
+            restarted.set()
+            recorder.wait_for("job_finished", timeout=30)
+        engine.dispose()
+        with engine.connect() as connection:
+            assert connection.scalars(text("SELECT what FROM effect")).all() == [str(job_id)]
+            assert connection.scalars(text("SELECT status FROM proletarian_archived_job")).all() == ["success"]
+        engine.dispose()
+    assert set(attempts) == {1}, "a crash of the server is no attempt"
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_an_unanswered_commit_is_looked_into(jobs, tables, enqueue, rows, recorder, committed):
+    """The connection dies under the COMMIT, just after or just before the server has carried it out."""
+    armed, calls = [], []
+
+    @jobs.handler("work")
+    def work(session, job):
+        session.execute(text("INSERT INTO effect VALUES ('x')"))
+        calls.append(job.attempts)
+        if len(calls) == 1:
+            armed.append(session.scalar(text("SELECT pg_backend_pid()")))
+
+    @event.listens_for(tables, "commit")
+    def before_commit(connection):
+        raw = connection.connection.driver_connection
+        if armed and raw.info.backend_pid == armed[0]:
+            armed.clear()
+            pid = raw.info.backend_pid
+            if committed:
+                raw.commit()
+            rows("SELECT pg_terminate_backend(:pid, 5000)", pid=pid)
+            raw.close()
+
+    enqueue("work")
+    outcome = jobs.process_next(tables, listener=recorder)
+    if committed:
+        assert outcome is Outcome.RETURNED
+        assert recorder.names == ["handling_job", "job_finished"]
+    else:
+        assert outcome is Outcome.CONNECTION_DIED
+        assert rows("SELECT attempts, crashes, claim_id FROM proletarian_job") == [(0, 1, None)]
+        rows("UPDATE proletarian_job SET process_at = now()")
+        assert jobs.process_next(tables, listener=recorder) is Outcome.RETURNED
+    assert rows("SELECT what FROM effect") == [("x",)]
+    assert rows("SELECT status, attempts FROM proletarian_archived_job") == [("success", 1)]
+
+
+def finished(rows):
+    return rows("SELECT count(*) FROM proletarian_archived_job")[0][0]
+
+
+def wait_until(condition, process=None):
+    while not condition():
+        assert process is None or process.poll() is None, "the worker ended by itself"
