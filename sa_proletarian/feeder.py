@@ -1,8 +1,8 @@
 """The feeder: one for each worker, with one connection of its own.
 
-It owns everything that must go on while handlers are busy: claiming, settling in groups, renewing leases, giving back. It
-refuses to run handlers; those get their jobs from the :class:`Tray`, so that a thread that has finished thirty small jobs
-and begun a long one need not settle anything.
+It owns everything that must go on while handlers are busy: claiming, settling in groups, renewing leases, giving back.
+It refuses to run handlers; those get their jobs from the :class:`Tray`, so that a thread that has finished thirty
+small jobs and begun a long one need not settle anything.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from sqlalchemy import Connection
 from . import clock, events, outcomes
 from .dialects import Trouble, trouble
 from .errors import ConfigurationError
-from .execution import SYSTEMIC, Execution, Report, Run, Settled
+from .execution import Execution
 from .polling import LONGEST_WAIT, FinishRate, back_off, jittered, wanted
+from .runs import Report, Run, Settled
+from .transactions import SYSTEMIC
 
 OnPollingError = Callable[[BaseException], Any]
 """``(error) -> anything``: a true answer stops the worker."""
@@ -85,12 +87,13 @@ class Feeder:
         polling_interval: timedelta,
         on_polling_error: OnPollingError | None,
     ) -> None:
-        self._execution = execution
-        self._emit = execution.emit
+        self._transactions = execution.transactions
+        self._conclusion = execution.conclusion
+        self._emit = execution.conclusion.emit
         self._tray = tray
         self._slots = slots
         self._interval = polling_interval.total_seconds()
-        self._lease = execution.lease.total_seconds()
+        self._lease = execution.transactions.lease.total_seconds()
         self._on_polling_error = on_polling_error
         self._connection: Connection | None = None
         self._wake = threading.Event()
@@ -121,7 +124,7 @@ class Feeder:
     def stop(self, deadline: float) -> None:
         """Claim no more, interrupt what runs, and end by ``deadline`` (monotonic seconds); an earlier one counts."""
         self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
-        self._execution.stopping.set()
+        self._transactions.stopping.set()
         self._wake.set()
 
     # the loop ---------------------------------------------------------------------------------------------------------
@@ -151,7 +154,7 @@ class Feeder:
 
     @property
     def _stopping(self) -> bool:
-        return self._execution.stopping.is_set()
+        return self._transactions.stopping.is_set()
 
     def _collect(self) -> None:
         count = 0
@@ -204,7 +207,7 @@ class Feeder:
             self._solitude_since, late = None, False
         self._emit(events.PollingForJobs)
         idle = not self._outstanding and not self._pending
-        claimed = self._execution.claim(connection, limit=count, idle=idle, skip_last_chance=late)
+        claimed = self._transactions.claim(connection, limit=count, idle=idle, skip_last_chance=late)
         self._told_missing = False
         self._solo = claimed.runs[0] if claimed.solo else None
         if claimed.wants_solitude and self._solitude_since is None:
@@ -224,7 +227,7 @@ class Feeder:
         if now < self._next_unknown:
             return
         self._next_unknown = now + UNKNOWN_TYPES_INTERVAL
-        unknown = tuple(self._execution.unknown_types(connection))
+        unknown = tuple(self._transactions.unknown_types(connection))
         if unknown and unknown != self._unknown:
             self._emit(events.UnknownJobTypes, job_types=unknown)
         self._unknown = unknown
@@ -243,10 +246,10 @@ class Feeder:
         if not due:
             return
         try:
-            for settled in self._execution.settle(connection, due):
+            for settled in self._transactions.settle(connection, due):
                 del self._pending[settled.run]
-                self._execution.announce(settled)
-                if self._execution.wants_callback(settled):
+                self._conclusion.announce(settled)
+                if self._conclusion.wants_callback(settled):
                     self._tray.put([settled])
         except Exception as error:
             if trouble(error) in SYSTEMIC or isinstance(error, ConfigurationError):
@@ -264,7 +267,7 @@ class Feeder:
         before = clock.monotonic() - self._lease / 3
         old = [run for run in (*self._outstanding, *self._pending) if run.claim.renewed_at < before]
         if old:
-            self._execution.renew(connection, old)
+            self._transactions.renew(connection, old)
 
     # stop -------------------------------------------------------------------------------------------------------------
 
@@ -292,7 +295,7 @@ class Feeder:
                 run.hold.cancel_statement()
         elif now >= self._cancelled_at + CANCEL_GRACE:
             stuck = [*self._outstanding]
-            self._execution.end_transactions(connection, stuck)
+            self._transactions.end_transactions(connection, stuck)
             self.unfinished += stuck
             self._outstanding.clear()
             self._pending.update({run: Report(run, outcomes.INTERRUPTED) for run in stuck})
@@ -305,7 +308,7 @@ class Feeder:
 
     def _connected(self) -> Connection:
         if self._connection is None:
-            self._connection = self._execution.engine.connect()
+            self._connection = self._transactions.engine.connect()
         return self._connection
 
     def _disconnect(self) -> None:
@@ -327,7 +330,7 @@ class Feeder:
         if self._asks_to_stop(error, repeated):
             self.stop(clock.monotonic())
         if not self._stopping:
-            self._execution.stopping.wait(delay)
+            self._transactions.stopping.wait(delay)
         elif self._is_hopeless(clock.monotonic()) or not (self._outstanding or self._pending or self._ended):
             self.unfinished += [*self._outstanding, *self._pending]
             self._done = True

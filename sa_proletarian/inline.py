@@ -11,14 +11,15 @@ from contextlib import contextmanager, suppress
 
 from sqlalchemy import Connection
 
-from .execution import Execution, Report, Run
+from .execution import Execution
 from .outcomes import Outcome
+from .runs import Report, Run
 
 
 def process_next(execution: Execution) -> Outcome | None:
     """Run the next due job; give what it came to, or ``None`` when nothing was due."""
-    with execution.engine.connect() as connection:
-        claimed = execution.claim(connection, limit=1, idle=True)
+    with execution.transactions.engine.connect() as connection:
+        claimed = execution.transactions.claim(connection, limit=1, idle=True)
         if claimed.condemned:
             return _settle(execution, connection, claimed.condemned[0])
         if not claimed.runs:
@@ -33,8 +34,8 @@ def process_next(execution: Execution) -> Outcome | None:
 
 
 def _settle(execution: Execution, connection: Connection, report: Report) -> Outcome:
-    for settled in execution.settle(connection, [report]):
-        execution.conclude(settled)
+    for settled in execution.transactions.settle(connection, [report]):
+        execution.conclusion.conclude(settled)
         return settled.ruling.outcome
     raise AssertionError("a settling that does not raise gives what it settled")
 
@@ -45,11 +46,11 @@ def _renewing(execution: Execution, run: Run) -> Iterator[None]:
     over = threading.Event()
 
     def renew() -> None:
-        while not over.wait(execution.lease.total_seconds() / 3):
-            with suppress(Exception), execution.engine.connect() as connection:
-                execution.renew(connection, [run])
+        while not over.wait(execution.transactions.lease.total_seconds() / 3):
+            with suppress(Exception), execution.transactions.engine.connect() as connection:
+                execution.transactions.renew(connection, [run])
 
-    thread = threading.Thread(target=renew, name=f"{execution.worker_id}-renewing", daemon=True)
+    thread = threading.Thread(target=renew, name=f"{execution.transactions.worker_id}-renewing", daemon=True)
     thread.start()
     try:
         yield

@@ -1,9 +1,8 @@
 """The verbs that move rows: claim, hold, settle, renew.
 
-It owns every statement that a worker sends. Each verb takes a connection first; none begins, commits or rolls back. All
-statements are fenced: they name ``(job_id, claim_id)`` and touch nothing whose claim is somebody else's by now, so that a
-late or repeated call does no harm. They are plain Core constructs, built once for a pair of models; schema translation and
-execution options of the app's engine apply to them.
+It owns what a worker says to the database (the SQL itself is in ``statements``). Each verb takes a connection first; none
+begins, commits or rolls back. All are fenced: they name ``(job_id, claim_id)`` and touch nothing whose claim is somebody
+else's by now, so that a late or repeated call does no harm.
 """
 
 from __future__ import annotations
@@ -14,44 +13,16 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import (
-    JSON,
-    Boolean,
-    Connection,
-    Integer,
-    Interval,
-    Select,
-    String,
-    Table,
-    Text,
-    any_,
-    bindparam,
-    case,
-    cast,
-    column,
-    delete,
-    func,
-    insert,
-    inspect,
-    literal,
-    or_,
-    select,
-    text,
-    update,
-)
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import Connection, select, text
 
-from .dialects import clock_now, statement_now
+from .dialects import statement_now
 from .outcomes import Move, Ruling
+from .statements import MOST_ATTEMPTS, Statements
 
 if TYPE_CHECKING:
     from .models import ArchivedJobMixin, JobMixin
 
-_MOST_ATTEMPTS = 2_147_483_646
 _LOOK_FOR_UNKNOWN = 1_000
-_LIBRARY = (
-    "job_id queue job_type payload attempts enqueued_at process_at claim_id claimed_by claimed_until crashes last_error"
-).split()
 
 
 @dataclass(slots=True, eq=False)
@@ -89,23 +60,17 @@ class Held:
 
 
 class Lifecycle:
-    """The statements for one pair of models; its methods are the verbs."""
+    """The verbs, for one pair of models."""
 
     def __init__(self, job_model: type[JobMixin], archived_model: type[ArchivedJobMixin]) -> None:
         self.job_model = job_model
         self.archived_model = archived_model
-        self.job: Table = job_model.__table__  # type: ignore[attr-defined]
-        self.archived: Table = archived_model.__table__  # type: ignore[attr-defined]
-        self.payload_is_json = isinstance(self.job.c.payload.type, JSON)
-        self.extras = {key: column for key, column in inspect(job_model).columns.items() if key not in _LIBRARY}
-        self._candidates = {
-            (any_type, skip): self._build_candidates(any_type, skip) for any_type in (True, False) for skip in (True, False)
-        }
-        self._take = self._build_take()
-        self._hold = self._build_hold()
-        self._archive = self._build_archive()
-        self._reschedule = self._build_reschedule()
-        self._renew = self._build_renew()
+        self._statements = Statements(job_model, archived_model)
+
+    @property
+    def payload_is_json(self) -> bool:
+        """Whether payloads come as JSON text, as they do unless the app has given the column a type of its own."""
+        return self._statements.payload_is_json
 
     # claim ------------------------------------------------------------------------------------------------------------
 
@@ -129,7 +94,7 @@ class Lifecycle:
             parameters["known"] = list(known)
         if skip_crashes is not None:
             parameters["skip_crashes"] = skip_crashes
-        statement = self._candidates[known is None, skip_crashes is not None]
+        statement = self._statements.candidates[known is None, skip_crashes is not None]
         rows = connection.execute(statement, parameters).all()
         return [Candidate(row, row.crashes + row.expired) for row in rows]
 
@@ -140,15 +105,15 @@ class Lifecycle:
         token = uuid4()
         until = candidates[0].row.until
         ids = [candidate.row.job_id for candidate in candidates]
-        result = connection.execute(self._take, {"ids": ids, "token": token, "me": worker_id, "until": until})
+        result = connection.execute(self._statements.take, {"ids": ids, "token": token, "me": worker_id, "until": until})
         claims = [self._claimed(candidate, token, worker_id, until) for candidate in candidates]
-        if self.extras:
+        if self._statements.extras:
             self._read_extras(connection, claims, result)
         return claims
 
     def unknown_types(self, connection: Connection, *, queue: str, known: Sequence[str]) -> list[str]:
         """Give the types among the first due jobs of ``queue`` that are not in ``known``."""
-        job = self.job.c
+        job = self._statements.job.c
         due = (
             select(job.job_type)
             .where(job.queue == queue, job.process_at <= statement_now(), job.job_type.not_in(list(known)))
@@ -162,11 +127,11 @@ class Lifecycle:
     def hold(self, connection: Connection, claim: Claim, *, lock_timeout: timedelta) -> Held | None:
         """Lock the claimed row until the caller's transaction ends; ``None`` when the claim is somebody else's by now.
 
-        The lock is waited for (our own renewal may have it for a moment), at most ``lock_timeout``; the setting is put back
-        within the statement, so that the handler meets the server's own.
+        The lock is waited for (our own renewal may have it for a moment), at most ``lock_timeout``; the setting is put
+        back within the statement, so that the handler meets the server's own.
         """
         parameters = {"id": claim.job_id, "fence": claim.claim_id, "wait": _milliseconds(lock_timeout)}
-        row = connection.execute(self._hold, parameters).one_or_none()
+        row = connection.execute(self._statements.hold, parameters).one_or_none()
         return Held(row.pid, row.transaction_id) if row is not None else None
 
     def end_backend(self, connection: Connection, held: Held) -> None:
@@ -184,7 +149,8 @@ class Lifecycle:
     def settle(self, connection: Connection, rulings: Iterable[tuple[Claim, Ruling]]) -> dict[Any, str]:
         """Carry out the rulings, each in its claim's fence.
 
-        Gives, for every job whose row was ours to move, the id of the transaction that moved it. ``CLAIM_LOST`` moves none.
+        Gives, for every job whose row was ours to move, the id of the transaction that moved it. ``CLAIM_LOST`` moves
+        none.
         """
         archived: list[tuple[Claim, Ruling]] = []
         rescheduled: list[tuple[Claim, Ruling]] = []
@@ -205,7 +171,7 @@ class Lifecycle:
 
     def standing(self, connection: Connection, job_ids: Sequence[Any]) -> dict[Any, UUID | None]:
         """Give the present fence of those of ``job_ids`` that are still in the job table."""
-        job = self.job.c
+        job = self._statements.job.c
         rows = connection.execute(select(job.job_id, job.claim_id).where(job.job_id.in_(job_ids)))
         return {job_id: claim_id for job_id, claim_id in rows}
 
@@ -213,7 +179,7 @@ class Lifecycle:
 
     def renew(self, connection: Connection, claims: Sequence[Claim], *, lease: timedelta) -> None:
         """Extend the leases of ``claims``; rows that their handlers hold are skipped, the lock protects them."""
-        connection.execute(self._renew, {**_fences(claims), "lease": lease})
+        connection.execute(self._statements.renew, {**_fences(claims), "lease": lease})
 
     # transaction settings ---------------------------------------------------------------------------------------------
 
@@ -223,141 +189,7 @@ class Lifecycle:
         for name, value in settings.items():
             connection.execute(text("SELECT set_config(:name, :value, true)"), {"name": name, "value": value})
 
-    # the statements ---------------------------------------------------------------------------------------------------
-
-    def _build_candidates(self, any_type: bool, skip: bool) -> Select[Any]:
-        job = self.job.c
-        expired = case((job.claimed_until.is_not(None), 1), else_=0)
-        conditions = [
-            job.queue == bindparam("in_queue"),
-            job.process_at <= statement_now(),
-            or_(job.claimed_until.is_(None), job.claimed_until <= statement_now()),
-        ]
-        if not any_type:
-            conditions.append(job.job_type == any_(bindparam("known", type_=ARRAY(String()))))
-        if skip:
-            conditions.append(job.crashes + expired != bindparam("skip_crashes", type_=Integer()))
-        payload = cast(job.payload, Text) if self.payload_is_json else job.payload
-        return (
-            select(
-                job.job_id,
-                job.queue,
-                job.job_type,
-                payload.label("payload"),
-                job.attempts,
-                job.enqueued_at,
-                job.process_at,
-                job.crashes,
-                job.last_error,
-                expired.label("expired"),
-                (statement_now() + bindparam("lease", type_=Interval())).label("until"),
-            )
-            .where(*conditions)
-            .order_by(job.process_at, job.job_id)
-            .limit(bindparam("most", type_=Integer()))
-            .with_for_update(skip_locked=True, key_share=True, of=self.job)
-        )
-
-    def _build_take(self) -> Any:
-        job = self.job.c
-        free = job.claimed_until.is_(None)
-        statement = (
-            update(self.job)
-            .where(job.job_id == any_(bindparam("ids", type_=ARRAY(job.job_id.type))))
-            .values(
-                claim_id=bindparam("token", type_=job.claim_id.type),
-                claimed_by=bindparam("me", type_=Text()),
-                claimed_until=bindparam("until", type_=job.claimed_until.type),
-                attempts=case((free, func.least(job.attempts, _MOST_ATTEMPTS) + 1), else_=job.attempts),
-                crashes=case((free, job.crashes), else_=func.least(job.crashes, _MOST_ATTEMPTS) + 1),
-            )
-        )
-        if self.extras:
-            return statement.returning(job.job_id.label("claimed_job_id"), *self._labelled_extras())
-        return statement
-
-    def _build_hold(self) -> Any:
-        job = self.job.c
-        setting = literal("lock_timeout", Text(), literal_execute=True)
-        before = select(
-            func.current_setting(setting).label("value"),
-            func.set_config(setting, bindparam("wait", type_=Text()), True).label("waiting"),
-        ).cte("before")
-        held = (
-            select(job.job_id)
-            .select_from(self.job.join(before, literal(True)))
-            .where(job.job_id == bindparam("id", type_=job.job_id.type))
-            .where(job.claim_id == bindparam("fence", type_=job.claim_id.type))
-            .with_for_update(key_share=True, of=self.job)
-            .cte("held")
-        )
-        return select(
-            func.set_config(setting, before.c.value, True),
-            func.pg_backend_pid().label("pid"),
-            cast(func.pg_current_xact_id(), Text).label("transaction_id"),
-        ).select_from(held.join(before, literal(True)))
-
-    def _build_archive(self) -> Any:
-        job = self.job.c
-        fences = self._fences(status=String(), error=Text())
-        moved = {
-            "status": fences.c.status,
-            "error": fences.c.error,
-            "finished_at": clock_now(),
-        }
-        for key in inspect(self.archived_model).columns.keys():
-            if key not in moved and (key in self.extras or key in _LIBRARY):
-                moved[key] = self._job_column(key)
-        gone = (
-            delete(self.job)
-            .where(job.job_id == fences.c.job_id, job.claim_id == fences.c.claim_id)
-            .returning(*(value.label(key) for key, value in moved.items()))
-            .cte("gone")
-        )
-        target = inspect(self.archived_model).columns
-        return (
-            insert(self.archived)
-            .from_select([target[key] for key in moved], select(*(gone.c[key] for key in moved)))
-            .returning(self.archived.c.job_id, cast(func.pg_current_xact_id(), Text))
-        )
-
-    def _build_reschedule(self) -> Any:
-        job = self.job.c
-        fences = self._fences(delay=Interval(), refund=Integer(), crash=Integer(), reported=Boolean(), error=Text())
-        return (
-            update(self.job)
-            .where(job.job_id == fences.c.job_id, job.claim_id == fences.c.claim_id)
-            .values(
-                claim_id=None,
-                claimed_by=None,
-                claimed_until=None,
-                process_at=func.coalesce(clock_now() + fences.c.delay, job.process_at),
-                attempts=func.greatest(job.attempts - fences.c.refund, 0),
-                crashes=case((fences.c.reported, 0), else_=job.crashes + fences.c.crash),
-                last_error=func.coalesce(fences.c.error, job.last_error),
-            )
-            .returning(job.job_id, cast(func.pg_current_xact_id(), Text))
-        )
-
-    def _build_renew(self) -> Any:
-        job = self.job.c
-        fences = self._fences()
-        free = (
-            select(job.job_id)
-            .select_from(self.job.join(fences, job.job_id == fences.c.job_id))
-            .where(job.claim_id == fences.c.claim_id)
-            .with_for_update(key_share=True, skip_locked=True, of=self.job)
-            .subquery("free")
-        )
-        until = statement_now() + bindparam("lease", type_=Interval())
-        return update(self.job).where(job.job_id == free.c.job_id).values(claimed_until=until)
-
-    def _fences(self, **further: Any) -> Any:
-        """The table of ``(job_id, claim_id, …)`` that arrives as arrays, one row for each claim."""
-        types = {"job_id": self.job.c.job_id.type, "claim_id": self.job.c.claim_id.type, **further}
-        arrays = [bindparam(f"all_{name}", type_=ARRAY(type_)) for name, type_ in types.items()]
-        columns = [column(name, type_) for name, type_ in types.items()]
-        return func.unnest(*arrays).table_valued(*columns).render_derived(name="fences")
+    # rows -------------------------------------------------------------------------------------------------------------
 
     def _run_archive(self, connection: Connection, settled: Sequence[tuple[Claim, Ruling]]) -> dict[Any, str]:
         parameters = {
@@ -365,7 +197,7 @@ class Lifecycle:
             "all_status": [str(ruling.fate.status) for _, ruling in settled],
             "all_error": [ruling.error for _, ruling in settled],
         }
-        return {job_id: transaction_id for job_id, transaction_id in connection.execute(self._archive, parameters)}
+        return {job_id: transaction_id for job_id, transaction_id in connection.execute(self._statements.archive, parameters)}
 
     def _run_reschedule(self, connection: Connection, settled: Sequence[tuple[Claim, Ruling]]) -> dict[Any, str]:
         fates = [ruling.fate for _, ruling in settled]
@@ -377,13 +209,11 @@ class Lifecycle:
             "all_reported": [fate.reported for fate in fates],
             "all_error": [ruling.error for _, ruling in settled],
         }
-        return {job_id: transaction_id for job_id, transaction_id in connection.execute(self._reschedule, parameters)}
-
-    # rows -------------------------------------------------------------------------------------------------------------
+        return {job_id: transaction_id for job_id, transaction_id in connection.execute(self._statements.reschedule, parameters)}
 
     def _claimed(self, candidate: Candidate, token: UUID, worker_id: str, until: datetime) -> Claim:
         row = candidate.row
-        attempts = row.attempts if row.expired else min(row.attempts, _MOST_ATTEMPTS) + 1
+        attempts = row.attempts if row.expired else min(row.attempts, MOST_ATTEMPTS) + 1
         values = {
             "job_id": row.job_id,
             "queue": row.queue,
@@ -412,7 +242,7 @@ class Lifecycle:
             self._put_extras(claim, rows[claim.job_id])
 
     def _read_extras_of(self, connection: Connection, claim: Claim) -> None:
-        statement = select(*self._labelled_extras()).where(self.job.c.job_id == claim.job_id)
+        statement = select(*self._statements.labelled_extras()).where(self._statements.job.c.job_id == claim.job_id)
         try:
             self._put_extras(claim, connection.execute(statement).one())
         except Exception as error:
@@ -420,13 +250,7 @@ class Lifecycle:
 
     def _put_extras(self, claim: Claim, row: Any) -> None:
         mapping: Mapping[str, Any] = row._mapping
-        claim.values.update({key: mapping[f"extra_{key}"] for key in self.extras})
-
-    def _labelled_extras(self) -> list[Any]:
-        return [column.label(f"extra_{key}") for key, column in self.extras.items()]
-
-    def _job_column(self, key: str) -> Any:
-        return self.extras[key] if key in self.extras else self.job.c[key]
+        claim.values.update({key: mapping[f"extra_{key}"] for key in self._statements.extras})
 
 
 def _fences(claims: Sequence[Claim]) -> dict[str, list[Any]]:

@@ -15,7 +15,7 @@ from sqlalchemy.orm import configure_mappers
 from . import clock as clocks
 from . import events, outbox
 from .connections import own_engine
-from .execution import Around, Execution
+from .execution import Around, build_execution
 from .inline import process_next
 from .lifecycle import Lifecycle
 from .models import DEFAULT_QUEUE, ArchivedJob, ArchivedJobMixin, Job, JobMixin, checked_name
@@ -126,9 +126,9 @@ class Proletarian(Registry):
         self.refuse_coroutines()
         configure_mappers()
         own = own_engine(engine, size=3)
-        execution = Execution(
-            registry=self,
-            lifecycle=Lifecycle(self.job_model, self.archived_model),
+        execution = build_execution(
+            self,
+            Lifecycle(self.job_model, self.archived_model),
             engine=own,
             app_engine=engine,
             emit=events.Emitter(listener, worker_id=worker_id, queue=queue),

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from .arguments import callable_or_none
 from .models import checked_name
-from .retry import Retry, RetryStrategy
+from .retry import RetryStrategy, checked_strategy
 
 EVERY_TYPE = "*"
 
@@ -56,10 +57,8 @@ class Registry:
             raise TypeError(f'name the job type, as in @jobs.handler("welcome"); got {job_type!r}')
         if job_type != EVERY_TYPE:
             checked_name("job_type", job_type)
-        if retry is not None and not isinstance(retry, Retry) and not callable(retry):
-            raise TypeError(f"retry must be a Retry or a function (job, error), got {retry!r}")
-        if on_failed is not None and not callable(on_failed):
-            raise TypeError(f"on_failed must be a function (job, error), got {on_failed!r}")
+        checked_strategy(retry)
+        callable_or_none("on_failed", on_failed)
 
         def register(function: H) -> H:
             if not callable(function):

@@ -48,6 +48,13 @@ RetryStrategy = Retry | Callable[[Any, BaseException], "Retry | None"]
 """A :class:`Retry`, or a function ``(job, error) -> Retry | None`` in which ``None`` gives up."""
 
 
+def checked_strategy(retry: Any) -> RetryStrategy | None:
+    """Give ``retry`` if it can be a strategy, or is ``None``; ``TypeError`` if not."""
+    if retry is not None and not isinstance(retry, Retry) and not callable(retry):
+        raise TypeError(f"retry must be a Retry or a function (job, error), got {retry!r}")
+    return retry  # type: ignore[no-any-return]
+
+
 @dataclass(frozen=True, slots=True)
 class RetrySpec:
     """What a strategy comes to for a job that has been attempted so often: retries left, and the delay before the next."""
@@ -97,7 +104,8 @@ def exponential(
 def unjittered(attempts: int, *, initial: timedelta, factor: float, cap: timedelta) -> timedelta:
     """Give the exact curve of :func:`exponential`: ``initial * factor ** (attempts - 1)``, never above ``cap``."""
     try:
-        return min(cap, initial * factor ** (attempts - 1))
+        # a float overflows at once, where an int would grow until it has used up the memory
+        return min(cap, initial * float(factor) ** (attempts - 1))
     except OverflowError:
         return cap
 

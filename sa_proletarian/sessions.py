@@ -1,12 +1,12 @@
 """The handler's session, and the transaction that holds its job.
 
-It owns the lazily begun hold: nothing is opened until the session is first used; then one connection begins, locks the job's
-row under its fence, and keeps both until the job is settled. It refuses to settle anything, and to give a connection to a
-session whose job is over.
+It owns the lazily begun hold: nothing is opened until the session is first used; then one connection begins, locks the
+job's row under its fence, and keeps both until the job is settled. It refuses to settle anything, and to give a
+connection to a session whose job is over.
 
-The session is of the app's own class, with the app's own options. A subclass of it, made once for each class, asks the app's
-``get_bind`` first and puts the held connection where the worker's engine would be used; ``create_savepoint`` then lets a
-handler commit, roll back or close as it likes, without ending the transaction that holds the job.
+The session is of the app's own class, with the app's own options. A subclass of it, made once for each class, asks the
+app's ``get_bind`` first and puts the held connection where the worker's engine would be used; ``create_savepoint``
+then lets a handler commit, roll back or close as it likes, without ending the transaction that holds the job.
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ def open_session(maker: sessionmaker[Any] | None, engine: Engine, hold: Hold) ->
 def checked_maker(maker: Any, engine: Engine) -> sessionmaker[Any] | None:
     """Give the ``sessionmaker`` in ``maker`` (itself, or that of a ``scoped_session``), or ``None``.
 
-    ``TypeError`` for anything else; ``ConfigurationError`` when it is bound to another engine than the worker's, because
-    what handlers write would then not commit together with their jobs.
+    ``TypeError`` for anything else; ``ConfigurationError`` when it is bound to another engine than the worker's,
+    because what handlers write would then not commit together with their jobs.
     """
     maker = getattr(maker, "session_factory", maker)
     if maker is None:
@@ -155,7 +155,8 @@ def _held_class(session_class: type[Session]) -> Callable[..., Any]:
             return bind
         return self.proletarian_hold.connection()  # type: ignore[no-any-return]
 
-    return type(session_class.__name__, (session_class,), {"get_bind": get_bind, "__module__": session_class.__module__})
+    return type(session_class.__name__, (session_class,), {"get_bind": get_bind, "__module__":
+    session_class.__module__})
 
 
 def _discard(connection: Connection) -> None:

@@ -1,0 +1,40 @@
+"""Checks of arguments: a mistake of the caller is a ``TypeError`` or ``ValueError`` in the call, before anything starts."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+
+def at_least(what: str, value: object, least: int) -> int:
+    """Give ``value`` if it is an int of at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{what} must be an int, got {value!r}")
+    if value < least:
+        raise ValueError(f"{what} must be at least {least}, got {value}")
+    return value
+
+
+def span(what: str, value: object, least: timedelta) -> timedelta:
+    """Give ``value`` if it is a ``timedelta`` of at least ``least``."""
+    if not isinstance(value, timedelta):
+        raise TypeError(f"{what} must be a timedelta, got {value!r}")
+    if value < least:
+        raise ValueError(f"{what} must be at least {least}, got {value}")
+    return value
+
+
+def callable_or_none(what: str, value: Any) -> Any:
+    """Give ``value`` if it can be called, or is ``None``."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{what} must be callable, got {value!r}")
+    return value
+
+
+def printable(what: str, value: object, most: int = 200) -> str:
+    """Give ``value`` if it is a text of 1 to ``most`` printable characters."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be a text, got {value!r}")
+    if not value.isprintable() or not 1 <= len(value) <= most:
+        raise ValueError(f"{what} must be 1 to {most} printable characters, got {value!r}")
+    return value

@@ -1,0 +1,100 @@
+"""What goes through a worker's hands: runs, reports of runs, and what became of them.
+
+It owns values, and the making of the ``job`` that a handler sees. It refuses to touch a database.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from . import serializers
+from .errors import Interrupted
+from .lifecycle import Claim, Lifecycle
+from .models import detached
+from .outcomes import Outcome, Ruling
+from .sessions import Hold
+
+
+class Run:
+    """A claimed job on its way through this process."""
+
+    __slots__ = ("claim", "hold", "job", "keyboard_interrupt", "noticed", "outcome", "started_at", "stopping")
+
+    def __init__(self, claim: Claim, hold: Hold, stopping: threading.Event) -> None:
+        self.claim = claim
+        self.hold = hold
+        self.job: Any = None
+        self.outcome: Outcome | None = None
+        self.keyboard_interrupt: KeyboardInterrupt | None = None
+        self.started_at: float | None = None
+        self.noticed = False
+        self.stopping = stopping
+
+    def interrupted(self) -> bool:
+        """Whether the worker is stopping; a handler that has seen this is interrupted rather than failed by an error."""
+        self.noticed = self.noticed or self.stopping.is_set()
+        return self.noticed
+
+    def sleep(self, span: timedelta) -> None:
+        """Sleep, or raise ``Interrupted`` as soon as the worker stops."""
+        if self.stopping.wait(max(0.0, span.total_seconds())):
+            self.noticed = True
+            raise Interrupted("the worker is stopping")
+
+
+@dataclass(slots=True, eq=False)
+class Report:
+    """A run that has ended and is to be settled.
+
+    :param committed: what the job came to if it turns out that the handler's unanswered COMMIT was carried out.
+    :param tried: a settling was sent before, and its answer did not come.
+    :param failures: how often the database has refused the settling; it is not tried again before ``not_before``.
+    """
+
+    run: Run
+    ruling: Ruling
+    committed: Ruling | None = None
+    tried: bool = False
+    failures: int = 0
+    not_before: float = 0.0
+
+    @property
+    def pair(self) -> tuple[Claim, Ruling]:
+        return self.run.claim, self.ruling
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A run whose end is committed; ``certain`` unless another worker may have settled the job as well."""
+
+    run: Run
+    ruling: Ruling
+    certain: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What a claim brought: jobs to run, and those that are to be archived as crashed."""
+
+    runs: Sequence[Run] = ()
+    condemned: Sequence[Report] = ()
+    solo: bool = False
+    wants_solitude: bool = False
+
+
+def prepare(run: Run, lifecycle: Lifecycle) -> None:
+    """Make ``run.job``, the job as its handler will see it; raise what makes that impossible.
+
+    The job is there in any case: one that cannot be read has ``None`` for a payload, for strategies and ``on_failed``.
+    """
+    claim = run.claim
+    run.job = detached(lifecycle.job_model, {**claim.values, "payload": None, "_running": run})
+    if claim.unreadable is not None:
+        raise claim.unreadable
+    stored = claim.values["payload"]
+    value = serializers.loads(stored) if lifecycle.payload_is_json else stored
+    run.job.__dict__["payload"] = lifecycle.job_model.serializer.decode(value)

@@ -1,0 +1,122 @@
+"""One run of a worker: its threads, from their start to their end.
+
+It owns the threads and the order in which they end. It refuses to know how a job is claimed, run or settled.
+"""
+
+from __future__ import annotations
+
+import queue as queues
+import random
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from . import clock, events
+from .execution import Execution
+from .feeder import Feeder, OnPollingError, Tray
+from .outcomes import connection_died
+from .runs import Report, Run
+
+DONE = None
+"""What ``tell_when_done`` puts into the inbox."""
+STAGGER = 0.05
+LAST_CALLS = 1.0
+
+
+class Shift:
+    """One run of a worker, from start to stop; a worker that is started again begins another."""
+
+    def __init__(
+        self,
+        execution: Execution,
+        *,
+        threads: int,
+        polling_interval: timedelta,
+        on_polling_error: OnPollingError | None,
+        on_shutdown: Callable[[], Any] | None,
+    ) -> None:
+        self._execution = execution
+        self._emit = execution.conclusion.emit
+        self._on_shutdown = on_shutdown
+        self._tray = Tray()
+        self._feeder = Feeder(
+            execution, self._tray, slots=threads, polling_interval=polling_interval, on_polling_error=on_polling_error
+        )
+        self._deadline = float("inf")
+        self._inbox: queues.SimpleQueue[int | None] | None = None
+        self._handlers = [self._thread(self._work, str(number), number) for number in range(1, threads + 1)]
+        self.threads = [self._thread(self._feed, "feeder"), *self._handlers]
+        self.done = threading.Event()
+        self.clean = False
+
+    @property
+    def stopping(self) -> bool:
+        return self._execution.stopping.is_set()
+
+    def start(self) -> None:
+        for thread in self.threads:
+            thread.start()
+
+    def begin_stop(self, timeout: timedelta) -> None:
+        self._deadline = min(self._deadline, clock.monotonic() + timeout.total_seconds())
+        if not self.stopping:
+            self._emit(events.ShuttingDown)
+        self._feeder.stop(self._deadline)
+
+    def tell_when_done(self, inbox: queues.SimpleQueue[int | None]) -> None:
+        self._inbox = inbox
+        if self.done.is_set():
+            inbox.put(DONE)
+
+    def _thread(self, target: Callable[..., None], name: str, *args: Any) -> threading.Thread:
+        # daemon: a forgotten worker must not keep the interpreter from exiting; its leases run out by themselves
+        return threading.Thread(target=target, args=args, name=f"{self._execution.transactions.worker_id}-{name}", daemon=True)
+
+    def _work(self, number: int) -> None:
+        # staggered, so that the threads' first connections do not reach the server in one moment
+        self._execution.stopping.wait((number - 1) * random.uniform(0.2, 1.0) * STAGGER)
+        while (item := self._tray.take()) is not None:
+            if isinstance(item, Run):
+                self._feeder.ended(item, self._perform(item))
+            else:
+                self._execution.conclusion.call_on_failed(item)
+
+    def _perform(self, run: Run) -> Report | None:
+        try:
+            return self._execution.perform(run)
+        except BaseException as error:  # not the handler's error, which is a value by now, but ours: the job runs again
+            self._emit(events.JobWorkerError, error=error)
+            return Report(run, connection_died(error))
+
+    def _feed(self) -> None:
+        try:
+            self._feeder.run()
+        finally:
+            self._tray.close()
+            self._end()
+
+    def _end(self) -> None:
+        unfinished = tuple(run.claim.job_id for run in self._feeder.unfinished)
+        # no job is left; what a thread may still be at is an on_failed call
+        deadline = max(self._deadline, clock.monotonic() + LAST_CALLS)
+        for thread in self._handlers if not unfinished else ():
+            thread.join(min(max(0.0, deadline - clock.monotonic()), threading.TIMEOUT_MAX))
+        self._execution.transactions.engine.dispose()
+        if unfinished or any(thread.is_alive() for thread in self._handlers):
+            self._emit(events.QueueWorkerShutdownError, error=None, job_ids=unfinished)
+        else:
+            self.clean = self._call_on_shutdown()
+        self.done.set()
+        if self._inbox is not None:
+            self._inbox.put(DONE)
+
+    def _call_on_shutdown(self) -> bool:
+        self._emit(events.CompletedShutdown)
+        try:
+            if self._on_shutdown is not None:
+                self._on_shutdown()
+        except Exception as error:
+            self._emit(events.QueueWorkerShutdownError, error=error)
+            return False
+        return True

@@ -1,0 +1,212 @@
+"""The SQL of the verbs, as SQLAlchemy Core constructs, built once for a pair of models.
+
+It owns the statements and nothing else: what goes into them and what comes out is ``lifecycle``'s. Because they are
+constructs, schema translation and execution options of the app's engine apply to them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Integer,
+    Interval,
+    Select,
+    String,
+    Table,
+    Text,
+    any_,
+    bindparam,
+    case,
+    cast,
+    column,
+    delete,
+    func,
+    insert,
+    inspect,
+    literal,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from .dialects import clock_now, statement_now
+
+if TYPE_CHECKING:
+    from .models import ArchivedJobMixin, JobMixin
+
+MOST_ATTEMPTS = 2_147_483_646
+_LIBRARY = frozenset(
+    "job_id queue job_type payload attempts enqueued_at process_at"
+    " claim_id claimed_by claimed_until crashes last_error".split()
+)
+
+
+class Statements:
+    """The statements for one pair of models.
+
+    :ivar extras: the columns that the app has added to the job model, by attribute.
+    :ivar payload_is_json: whether the payload column is JSON, which is then read as text and decoded job by job.
+    """
+
+    def __init__(self, job_model: type[JobMixin], archived_model: type[ArchivedJobMixin]) -> None:
+        self.job: Table = job_model.__table__  # type: ignore[attr-defined]
+        self._archived: Table = archived_model.__table__  # type: ignore[attr-defined]
+        self._archived_columns = inspect(archived_model).columns
+        columns = inspect(job_model).columns
+        self.extras = {key: columns[key] for key in columns.keys() if key not in _LIBRARY}
+        self.payload_is_json = isinstance(self.job.c.payload.type, JSON)
+        self.candidates = {
+            (any_type, skip): self._candidates(any_type=any_type, skip=skip)
+            for any_type in (True, False)
+            for skip in (True, False)
+        }
+        self.take = self._take()
+        self.hold = self._hold()
+        self.archive = self._archive()
+        self.reschedule = self._reschedule()
+        self.renew = self._renew()
+
+    def labelled_extras(self) -> list[Any]:
+        """The app's own columns, under names that cannot collide with ours."""
+        return [column.label(f"extra_{key}") for key, column in self.extras.items()]
+
+    def _candidates(self, *, any_type: bool, skip: bool) -> Select[Any]:
+        job = self.job.c
+        expired = case((job.claimed_until.is_not(None), 1), else_=0)
+        conditions = [
+            job.queue == bindparam("in_queue"),
+            job.process_at <= statement_now(),
+            or_(job.claimed_until.is_(None), job.claimed_until <= statement_now()),
+        ]
+        if not any_type:
+            conditions.append(job.job_type == any_(bindparam("known", type_=ARRAY(String()))))
+        if skip:
+            conditions.append(job.crashes + expired != bindparam("skip_crashes", type_=Integer()))
+        payload = cast(job.payload, Text) if self.payload_is_json else job.payload
+        return (
+            select(
+                job.job_id,
+                job.queue,
+                job.job_type,
+                payload.label("payload"),
+                job.attempts,
+                job.enqueued_at,
+                job.process_at,
+                job.crashes,
+                job.last_error,
+                expired.label("expired"),
+                (statement_now() + bindparam("lease", type_=Interval())).label("until"),
+            )
+            .where(*conditions)
+            .order_by(job.process_at, job.job_id)
+            .limit(bindparam("most", type_=Integer()))
+            .with_for_update(skip_locked=True, key_share=True, of=self.job)
+        )
+
+    def _take(self) -> Any:
+        job = self.job.c
+        free = job.claimed_until.is_(None)
+        statement = (
+            update(self.job)
+            .where(job.job_id == any_(bindparam("ids", type_=ARRAY(job.job_id.type))))
+            .values(
+                claim_id=bindparam("token", type_=job.claim_id.type),
+                claimed_by=bindparam("me", type_=Text()),
+                claimed_until=bindparam("until", type_=job.claimed_until.type),
+                attempts=case((free, func.least(job.attempts, MOST_ATTEMPTS) + 1), else_=job.attempts),
+                crashes=case((free, job.crashes), else_=func.least(job.crashes, MOST_ATTEMPTS) + 1),
+            )
+        )
+        if self.extras:
+            return statement.returning(job.job_id.label("claimed_job_id"), *self.labelled_extras())
+        return statement
+
+    def _hold(self) -> Any:
+        job = self.job.c
+        setting = literal("lock_timeout", Text(), literal_execute=True)
+        before = select(
+            func.current_setting(setting).label("value"),
+            func.set_config(setting, bindparam("wait", type_=Text()), True).label("waiting"),
+        ).cte("before")
+        held = (
+            select(job.job_id)
+            .select_from(self.job.join(before, literal(True)))
+            .where(job.job_id == bindparam("id", type_=job.job_id.type))
+            .where(job.claim_id == bindparam("fence", type_=job.claim_id.type))
+            .with_for_update(key_share=True, of=self.job)
+            .cte("held")
+        )
+        return select(
+            func.set_config(setting, before.c.value, True),
+            func.pg_backend_pid().label("pid"),
+            cast(func.pg_current_xact_id(), Text).label("transaction_id"),
+        ).select_from(held.join(before, literal(True)))
+
+    def _archive(self) -> Any:
+        job = self.job.c
+        fences = self._fences(status=String(), error=Text())
+        moved = {
+            "status": fences.c.status,
+            "error": fences.c.error,
+            "finished_at": clock_now(),
+        }
+        for key in self._archived_columns.keys():
+            if key not in moved and (key in self.extras or key in _LIBRARY):
+                moved[key] = self._job_column(key)
+        gone = (
+            delete(self.job)
+            .where(job.job_id == fences.c.job_id, job.claim_id == fences.c.claim_id)
+            .returning(*(value.label(key) for key, value in moved.items()))
+            .cte("gone")
+        )
+        target = self._archived_columns
+        return (
+            insert(self._archived)
+            .from_select([target[key] for key in moved], select(*(gone.c[key] for key in moved)))
+            .returning(self._archived.c.job_id, cast(func.pg_current_xact_id(), Text))
+        )
+
+    def _reschedule(self) -> Any:
+        job = self.job.c
+        fences = self._fences(delay=Interval(), refund=Integer(), crash=Integer(), reported=Boolean(), error=Text())
+        return (
+            update(self.job)
+            .where(job.job_id == fences.c.job_id, job.claim_id == fences.c.claim_id)
+            .values(
+                claim_id=None,
+                claimed_by=None,
+                claimed_until=None,
+                process_at=func.coalesce(clock_now() + fences.c.delay, job.process_at),
+                attempts=func.greatest(job.attempts - fences.c.refund, 0),
+                crashes=case((fences.c.reported, 0), else_=job.crashes + fences.c.crash),
+                last_error=func.coalesce(fences.c.error, job.last_error),
+            )
+            .returning(job.job_id, cast(func.pg_current_xact_id(), Text))
+        )
+
+    def _renew(self) -> Any:
+        job = self.job.c
+        fences = self._fences()
+        free = (
+            select(job.job_id)
+            .select_from(self.job.join(fences, job.job_id == fences.c.job_id))
+            .where(job.claim_id == fences.c.claim_id)
+            .with_for_update(key_share=True, skip_locked=True, of=self.job)
+            .subquery("free")
+        )
+        until = statement_now() + bindparam("lease", type_=Interval())
+        return update(self.job).where(job.job_id == free.c.job_id).values(claimed_until=until)
+
+    def _fences(self, **further: Any) -> Any:
+        """The table of ``(job_id, claim_id, …)`` that arrives as arrays, one row for each claim."""
+        types = {"job_id": self.job.c.job_id.type, "claim_id": self.job.c.claim_id.type, **further}
+        arrays = [bindparam(f"all_{name}", type_=ARRAY(type_)) for name, type_ in types.items()]
+        columns = [column(name, type_) for name, type_ in types.items()]
+        return func.unnest(*arrays).table_valued(*columns).render_derived(name="fences")
+
+    def _job_column(self, key: str) -> Any:
+        return self.extras[key] if key in self.extras else self.job.c[key]

@@ -1,0 +1,167 @@
+"""The frames of a worker's own transactions: claim, settle, renew.
+
+It owns their beginning and their end, and what follows when one of them fails: row by row instead of together, parked
+instead of archived. What to claim is decided in ``polling``; the statements are in ``lifecycle``. The only other
+transaction is the handler's own, in ``execution``.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from sqlalchemy import Connection, Engine
+
+from . import clock, outcomes
+from .dialects import Trouble, trouble
+from .lifecycle import Claim, Lifecycle
+from .outcomes import Outcome
+from .polling import choose
+from .registry import Registry
+from .runs import Claimed, Report, Run, Settled
+from .sessions import Hold
+
+SETTLE_LOCK_TIMEOUT = "1s"
+
+# not one job's trouble, but the database's
+SYSTEMIC = (Trouble.DISCONNECTED, Trouble.TRANSIENT, Trouble.MISSING_TABLE)
+
+
+@dataclass(slots=True, eq=False)
+class Transactions:
+    """The short transactions of one worker, each on a connection that the caller brings."""
+
+    registry: Registry
+    lifecycle: Lifecycle
+    engine: Engine
+    queue: str
+    worker_id: str
+    lease: timedelta
+    crash_ceiling: int
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    def claim(self, connection: Connection, *, limit: int, idle: bool, skip_last_chance: bool = False) -> Claimed:
+        """Claim up to ``limit`` due jobs, durable in one short transaction.
+
+        A claim that a crash of the server forgets is only a job that is still due: so it need not wait for the disk.
+        """
+        with connection.begin():
+            candidates = self.lifecycle.candidates(
+                connection,
+                queue=self.queue,
+                known=self.registry.known_types(),
+                limit=limit,
+                lease=self.lease,
+                skip_crashes=self.crash_ceiling - 1 if skip_last_chance else None,
+            )
+            choice = choose(candidates, ceiling=self.crash_ceiling, idle=idle)
+            chosen = [*choice.run, *choice.condemned]
+            if chosen:
+                self.lifecycle.set_local(connection, synchronous_commit="off")
+            claims = self.lifecycle.take(connection, chosen, worker_id=self.worker_id)
+        now = clock.monotonic()
+        runs = [self._start(claim, now) for claim in claims]
+        split = len(choice.run)
+        condemned = [Report(run, outcomes.crashed(run.claim.crashes)) for run in runs[split:]]
+        return Claimed(runs[:split], condemned, choice.solo, choice.wants_solitude)
+
+    def unknown_types(self, connection: Connection) -> list[str]:
+        """Give the types of due jobs that no handler here takes."""
+        known = self.registry.known_types()
+        if known is None:
+            return []
+        with connection.begin():
+            return self.lifecycle.unknown_types(connection, queue=self.queue, known=known)
+
+    def settle(self, connection: Connection, reports: Sequence[Report]) -> Iterator[Settled]:
+        """Settle ``reports`` in one transaction, or row by row if that fails; give each once it is committed.
+
+        Raises what keeps the rest from being settled; those reports stay valid and may be handed in again.
+        """
+        try:
+            yield from self._settle_together(connection, reports)
+            return
+        except Exception as error:
+            _roll_back(connection)
+            if trouble(error) in SYSTEMIC:
+                raise
+            if len(reports) == 1:
+                yield from self._settle_refused(connection, reports[0], error)
+                return
+        failure: Exception | None = None
+        for report in reports:
+            try:
+                yield from self.settle(connection, [report])
+            except Exception as error:
+                if trouble(error) in SYSTEMIC:
+                    raise
+                failure = error
+        if failure is not None:
+            raise failure
+
+    def _settle_together(self, connection: Connection, reports: Sequence[Report]) -> list[Settled]:
+        tried = [report.tried for report in reports]
+        for report in reports:
+            report.tried = True
+        with connection.begin():
+            self.lifecycle.set_local(connection, lock_timeout=SETTLE_LOCK_TIMEOUT)
+            moved = self.lifecycle.settle(connection, [report.pair for report in reports])
+            missing = [report.run.claim.job_id for report in reports if report.run.claim.job_id not in moved]
+            standing = self.lifecycle.standing(connection, missing) if missing else {}
+        return [
+            _settled(report, report.run.claim.job_id in moved, report.run.claim.job_id in standing, was_tried)
+            for report, was_tried in zip(reports, tried, strict=True)
+        ]
+
+    def _settle_refused(self, connection: Connection, report: Report, error: Exception) -> Iterator[Settled]:
+        """One row cannot be settled as it should: park it, or get out of the way what holds it."""
+        if trouble(error) in (Trouble.LOCK_TIMEOUT, Trouble.CONFLICT):
+            self._end_transaction_of(connection, report.run)
+            raise error
+        if report.ruling.outcome is Outcome.PARKED:
+            raise error
+        report.ruling = outcomes.parked(error, report.run.claim.attempts)
+        report.committed = None
+        yield from self.settle(connection, [report])
+
+    def end_transactions(self, connection: Connection, runs: Sequence[Run]) -> None:
+        """End the server processes in which handlers still hang, so that their jobs can be released."""
+        for run in runs:
+            self._end_transaction_of(connection, run)
+
+    def _end_transaction_of(self, connection: Connection, run: Run) -> None:
+        if run.hold.held is not None:
+            with connection.begin():
+                self.lifecycle.end_backend(connection, run.hold.held)
+
+    def renew(self, connection: Connection, runs: Sequence[Run]) -> None:
+        """Extend the leases of ``runs``."""
+        with connection.begin():
+            self.lifecycle.set_local(connection, synchronous_commit="off")
+            self.lifecycle.renew(connection, [run.claim for run in runs], lease=self.lease)
+        now = clock.monotonic()
+        for run in runs:
+            run.claim.renewed_at = now
+
+    def _start(self, claim: Claim, now: float) -> Run:
+        claim.claimed_at = claim.renewed_at = now
+        return Run(claim, Hold(self.engine, self.lifecycle, claim), self.stopping)
+
+
+def _settled(report: Report, moved: bool, stands: bool, was_tried: bool) -> Settled:
+    """Say what became of a report, given whether its row was moved now and whether it still stands."""
+    if moved:
+        return Settled(report.run, report.ruling)
+    if not stands and report.committed is not None:
+        return Settled(report.run, report.committed, certain=False)
+    if not stands and was_tried:
+        return Settled(report.run, report.ruling, certain=False)
+    return Settled(report.run, outcomes.claim_lost())
+
+
+def _roll_back(connection: Connection) -> None:
+    with suppress(Exception):
+        connection.rollback()
