@@ -156,7 +156,7 @@ class JobMixin(_QueueTable):
     @classmethod
     def _complete(cls, table: Table) -> None:
         columns = table.c
-        Index(f"ix_{table.name}_due", columns.queue, columns.process_at, columns.job_id)
+        Index(_final(f"ix_{table.name}_due"), columns.queue, columns.process_at, columns.job_id)
         _add_checks(table, counts=("attempts", "crashes"), instants=("enqueued_at", "process_at", "claimed_until"))
 
 
@@ -247,8 +247,12 @@ def _add_checks(table: Table, *, counts: tuple[str, ...], instants: tuple[str, .
 
 
 def _add_check(table: Table, column: str, condition: str) -> None:
-    # conv(): the name is final, whatever naming convention the app's MetaData has
-    table.append_constraint(CheckConstraint(condition, name=conv(f"ck_{table.name}_{column}")))
+    table.append_constraint(CheckConstraint(condition, name=_final(f"ck_{table.name}_{column}")))
+
+
+def _final(name: str) -> conv:
+    """Give a name that no naming convention of the app's MetaData changes, also not one with ``constraint_name``."""
+    return conv(name)
 
 
 metadata = MetaData()
