@@ -1,0 +1,96 @@
+"""Everything that CI does, each by name: ``nox -l`` lists the sessions, ``nox -s tests`` runs one.
+
+What follows ``--`` goes to pytest: ``nox -s tests -- --postgresql=16 -k retry`` runs just that.
+"""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.default_venv_backend = "venv"  # a newcomer has Python and pip
+nox.options.error_on_missing_interpreters = False
+nox.options.sessions = ["tests", "lint", "types", "docs", "examples"]
+
+PYTHONS = ["3.11", "3.12", "3.13"]
+QUICK = ("-m", "not slow")
+
+
+def install(session: nox.Session, *requirements: str) -> None:
+    """Install pinned files one over the other, then the project itself, without asking for anything else."""
+    for name in requirements:
+        pinned(session, name)
+    session.install("--no-build-isolation", "--no-deps", "-e", ".")
+
+
+def pinned(session: nox.Session, name: str) -> None:
+    session.install("--require-hashes", "-r", f"requirements/{name}.txt")
+
+
+def pytest(session: nox.Session, *arguments: str) -> None:
+    session.run("python", "-m", "pytest", *arguments)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The whole suite on SQLAlchemy 2.1 and PostgreSQL 18, then its quick part on SQLAlchemy 2.0 and PostgreSQL 16."""
+    install(session, "tests")
+    pytest(session, *session.posargs)
+    if not session.posargs:
+        pinned(session, "sqlalchemy20")
+        pytest(session, "--postgresql=16", *QUICK)
+
+
+@nox.session(python=PYTHONS)
+@nox.parametrize("sqlalchemy", ["2.0", "2.1"])
+def matrix(session: nox.Session, sqlalchemy: str) -> None:
+    """The whole suite on each Python that is here, SQLAlchemy 2.0 and 2.1, PostgreSQL 15, 16 and 18."""
+    install(session, "tests", *(["sqlalchemy20"] if sqlalchemy == "2.0" else []))
+    for postgresql in (15, 16, 18):
+        pytest(session, f"--postgresql={postgresql}", *session.posargs)
+
+
+@nox.session
+def minimums(session: nox.Session) -> None:
+    """The quick part of the suite on the oldest dependencies that pyproject.toml allows."""
+    install(session, "tests", "minimums")
+    pytest(session, *(session.posargs or QUICK))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, format, and the floors of the house."""
+    install(session, "dev")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Strict types in the library, the typing tests, and the public names as a user's checker sees them."""
+    install(session, "dev")
+    session.run("mypy")
+    session.run("basedpyright", "--warnings")
+    session.run("basedpyright", "--verifytypes", "sa_proletarian", "--ignoreexternal")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Run the code blocks of the README and of docs/."""
+    install(session, "tests")
+    pytest(session, "tests/docs", *session.posargs)
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Run the examples as their tests do."""
+    install(session, "tests")
+    pytest(session, "tests/examples", *session.posargs)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Ten jobs that fail half the time, on a PostgreSQL that is gone afterwards."""
+    session.install(".[demo]")
+    session.run("sa-proletarian", "demo", *session.posargs)

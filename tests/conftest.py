@@ -1,0 +1,145 @@
+"""The database of the tests: one server for the whole run, a database of its own for every test."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import sqlalchemy
+from sqlalchemy import URL, Engine, create_engine, text
+
+from sa_proletarian import Proletarian, Worker, metadata
+from sa_proletarian.embedded import EmbeddedPostgres, EmbeddedPostgresError, find_programs
+from sa_proletarian.events import Event
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--postgresql", type=int, default=18, help="major version of the server that the tests run on")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    try:
+        programs = find_programs(config.option.postgresql)
+    except EmbeddedPostgresError as missing:
+        raise pytest.UsageError(str(missing)) from missing
+    server = subprocess.run([programs / "postgres", "--version"], capture_output=True, text=True, check=True)
+    return f"{server.stdout.strip()}, SQLAlchemy {sqlalchemy.__version__}"
+
+
+@pytest.fixture(scope="session")
+def postgres(pytestconfig: pytest.Config) -> Iterator[EmbeddedPostgres]:
+    """Return the server of this run; what was committed survives its ``crash()``."""
+    with EmbeddedPostgres(pytestconfig.option.postgresql, settings={"synchronous_commit": True}) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def administration(postgres: EmbeddedPostgres) -> Iterator[Engine]:
+    """Return an engine for what cannot happen inside a transaction or inside the database of a test."""
+    engine = create_engine(postgres.url(), isolation_level="AUTOCOMMIT", pool_pre_ping=True)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def database_url(postgres: EmbeddedPostgres, administration: Engine) -> Iterator[URL]:
+    """Return the URL of an empty database that only this test uses."""
+    name = f"test_{uuid4().hex}"
+    with administration.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    yield postgres.url(name)
+    with administration.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+def engine(database_url: URL) -> Iterator[Engine]:
+    """Return an engine (psycopg) on the database of this test."""
+    engine = create_engine(database_url)
+    yield engine
+    engine.dispose()
+
+
+class Recorder:
+    """A listener that keeps every event, and on which a test can wait for what it wants to see."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self._counts: Counter[str] = Counter()
+        self._changed = threading.Condition()
+
+    def __call__(self, event: Event) -> None:
+        with self._changed:
+            self.events.append(event)
+            self._counts[event.name] += 1
+            self._changed.notify_all()
+
+    @property
+    def names(self) -> list[str]:
+        return [event.name for event in self.events if event.name != "polling_for_jobs"]
+
+    def named(self, name: str) -> list[Any]:
+        return [event for event in self.events if event.name == name]
+
+    def wait_for(self, name: str, count: int = 1, timeout: float = 20) -> list[Any]:
+        """Wait until so many events of that name have come; they are given back."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._counts[name] >= count, timeout):
+                raise AssertionError(f"no {count} {name} in {timeout} s, but {self.names[-40:]}")
+        return self.named(name)
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    """Return a listener that remembers."""
+    return Recorder()
+
+
+@pytest.fixture
+def tables(engine: Engine) -> Engine:
+    """Return an engine on a database that has the default tables and a table ``effect`` for what handlers write."""
+    metadata.create_all(engine)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE effect (what text NOT NULL)"))
+    return engine
+
+
+@pytest.fixture
+def jobs() -> Proletarian:
+    """Return a fresh registry on the default models."""
+    return Proletarian()
+
+
+@pytest.fixture
+def start_worker(tables: Engine, recorder: Recorder) -> Iterator[Callable[..., Worker]]:
+    """Return a function that starts a worker which polls often and tells the recorder; they are stopped at the end."""
+    workers = []
+
+    def start(jobs: Proletarian, engine: Engine = tables, **options: Any) -> Worker:
+        options = {"polling_interval": timedelta(milliseconds=20), "listener": recorder, **options}
+        worker = Worker(jobs, engine, **options)
+        worker.start()
+        workers.append(worker)
+        return worker
+
+    yield start
+    for worker in workers:
+        worker.stop(timedelta(seconds=2))
+
+
+@pytest.fixture
+def rows(tables: Engine) -> Callable[..., list[Any]]:
+    """Return a function that runs one SQL statement in a transaction of its own and gives its rows, if it has any."""
+
+    def run(statement: str, **parameters: Any) -> list[Any]:
+        with tables.begin() as connection:
+            result = connection.execute(text(statement), parameters)
+            return [tuple(row) for row in result] if result.returns_rows else []
+
+    return run
