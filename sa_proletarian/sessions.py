@@ -78,7 +78,7 @@ class Hold:
         """Roll everything back, so that the handler can be called again in the same claim."""
         with self._opening:
             self._release()
-            self.held = None
+            self.held = self.unavailable = None
 
     def cancel_statement(self) -> None:
         """Cancel the statement that runs on the connection, if one does; from any thread."""
