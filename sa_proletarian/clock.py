@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 Clock = Callable[[], datetime]
 """Anything that, called without arguments, gives the current instant as an aware ``datetime``."""
@@ -16,15 +16,16 @@ Clock = Callable[[], datetime]
 
 def system_clock() -> datetime:
     """Give the current instant in UTC, by this machine's clock."""
-    return datetime.now(timezone.utc)
+    return datetime.now(UTC)
 
 
 def read(clock: Clock) -> datetime:
     """Read ``clock`` and give its instant in UTC; a naive answer is a ``TypeError``."""
     now = clock()
-    if not isinstance(now, datetime) or now.tzinfo is None:
+    # utcoffset() rather than tzinfo: a time zone that does not know its offset leaves a datetime naive
+    if not isinstance(now, datetime) or now.utcoffset() is None:  # type: ignore[redundant-expr]
         raise TypeError(f"clock must return an aware datetime, got {now!r}")
-    return now.astimezone(timezone.utc)
+    return now.astimezone(UTC)
 
 
 def monotonic() -> float:

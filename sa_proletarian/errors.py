@@ -26,6 +26,7 @@ database error quotes from rows and parameters.
 from __future__ import annotations
 
 import os
+import re
 import traceback
 from datetime import timedelta
 from typing import Any
@@ -33,6 +34,16 @@ from typing import Any
 _HERE = os.path.dirname(__file__) + os.sep
 _MESSAGE_LIMIT = 4_000
 _FRAMES = 5
+
+# what follows one of these in a database's, a driver's or SQLAlchemy's message may quote a row, a parameter or a statement
+_QUOTATION = re.compile(
+    r"\s*(?:\n(?:DETAIL|HINT|CONTEXT|QUERY|LINE \d+|\[SQL|\[parameters): |Original exception was: ).*", re.DOTALL
+)
+# "data exceptions" and syntax errors quote a value in the message itself, between quotation marks or after a colon
+_QUOTING_STATES = ("22", "42601")
+_QUOTED = re.compile('".*"', re.DOTALL)
+# SQLAlchemy puts the class of asyncpg's errors in front
+_ADAPTED = re.compile(r"^<class '[\w.]+'>: ")
 
 
 class ProletarianError(Exception):
@@ -135,23 +146,20 @@ def printable(text: str) -> str:
 
 def _message(error: BaseException) -> str:
     try:
-        return _database_message(error) or str(error)
+        return _without_quotations(getattr(error, "orig", None) or error)
     except Exception:
         return "(its message could not be read)"
 
 
-def _database_message(error: BaseException) -> str | None:
-    """The primary message of a driver's error: its DETAIL and SQLAlchemy's parameters may quote a payload."""
-    original: Any = getattr(error, "orig", None)
-    if original is None and hasattr(error, "diag"):
-        original = error
-    if original is None:
-        return None
-    diagnostics = getattr(original, "diag", None)
-    primary = getattr(diagnostics, "message_primary", None) or str(original).split("\nDETAIL:")[0]
-    parts = [str(primary).strip()]
-    if state := getattr(original, "sqlstate", None) or getattr(original, "pgcode", None):
-        parts.append(f"[{state}]")
-    if constraint := getattr(diagnostics, "constraint_name", None):
-        parts.append(f"(constraint {constraint})")
-    return " ".join(parts)
+def _without_quotations(error: Any) -> str:
+    """Give the message of ``error`` without rows, parameters and statements; a database's error with its SQLSTATE."""
+    diagnostics = getattr(error, "diag", None)
+    message = _QUOTATION.sub("", getattr(diagnostics, "message_primary", None) or str(error)).strip()
+    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    if not isinstance(state, str):
+        return message
+    message = _ADAPTED.sub("", message)
+    if state.startswith(_QUOTING_STATES):
+        message = _QUOTED.sub('"…"', message).split(": ")[0]
+    constraint = getattr(diagnostics, "constraint_name", None)
+    return f"{message} [{state}]" + (f" (constraint {constraint})" if constraint else "")

@@ -43,6 +43,10 @@ class Event:
     def __init_subclass__(cls) -> None:
         cls.name = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
 
+    def __str__(self) -> str:
+        """Give the line of the default listener: unlike ``repr``, it quotes nothing from rows and parameters."""
+        return line(self)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobEvent(Event):
@@ -252,10 +256,13 @@ class Emitter:
         event = kind(**self._origin, thread=threading.current_thread().name, **fields)
         try:
             self._listener(event)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             logger.error("the listener failed on %s: %s", event.name, describe(error))
 
+
 _ERRORS = (
+    HandleJobException,
+    HandleJobExceptionWithInterrupt,
     NotRetrying,
     RetryStrategyError,
     OnFailedError,
@@ -273,17 +280,17 @@ def log_event(event: Event) -> None:
     """Write ``event`` to the logger ``sa_proletarian``: the default listener.
 
     Errors and ``not_retrying`` are ``ERROR``, what heals by itself is ``WARNING``, polling is ``DEBUG``, the rest ``INFO``.
-    The fields of the event are in ``record.proletarian``, a dict, for structured formatters.
+    The fields of the event are in ``record.proletarian``, a dict, for structured formatters; errors are described there.
     """
     level = level_of(event)
     if logger.isEnabledFor(level):
-        fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
+        fields = {field.name: _harmless(getattr(event, field.name)) for field in dataclasses.fields(event)}
         logger.log(level, "%s", line(event), extra={"proletarian": {"event": event.name} | fields})
 
 
 def level_of(event: Event) -> int:
     """Give the ``logging`` level at which the default listener writes ``event``."""
-    if isinstance(event, (HandleJobException, *_ERRORS)):
+    if isinstance(event, _ERRORS):
         return logging.ERROR
     if isinstance(event, _WARNINGS):
         return logging.WARNING
@@ -299,9 +306,15 @@ def line(event: Event) -> str:
     return text
 
 
+def _harmless(value: Any) -> Any:
+    """Put words in the place of an exception, whose own text may quote a payload."""
+    return describe(value) if isinstance(value, BaseException) else value
+
+
 def _shown(value: Any) -> str:
-    if isinstance(value, BaseException):
-        return repr(describe(value))
+    value = _harmless(value)
+    if isinstance(value, str):  # quoted where it could be taken for more than a word, or for another line
+        return value if value.isprintable() and value and " " not in value else repr(value)
     if isinstance(value, datetime):
         return value.isoformat(timespec="milliseconds")
     return str(value)

@@ -37,4 +37,13 @@ def uuid7() -> uuid.UUID:
 
 def database_generated() -> None:
     """Leave the id to the database: for a ``job_id`` column that is an identity or has a server default."""
-    return None
+
+
+def _unlock_after_fork() -> None:
+    """Free the lock in a child process: the thread that held it, if one did, is not there to release it."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock_after_fork)

@@ -159,26 +159,25 @@ def rule(error: BaseException | None, job: Any, strategy: RetryStrategy | None) 
 def _retry_or_give_up(error: BaseException, job: Any, strategy: RetryStrategy | None) -> Ruling:
     text = describe_with_frames(error)
     try:
-        retry = apply_strategy(strategy, job, error)
+        spec = apply_strategy(strategy, job, error)
     except StrategyFailed as failure:
         return Ruling(Outcome.GAVE_UP, error=text, cause=error, strategy_error=failure)
-    spec = retry_spec(retry, job.attempts) if retry else None
     if spec is None or spec.delay is None:
         return Ruling(Outcome.GAVE_UP, error=text, cause=error, spec=spec)
     return Ruling(Outcome.RETRIED, delay=spec.delay, error=text, cause=error, spec=spec)
 
 
-def apply_strategy(strategy: RetryStrategy | None, job: Any, error: BaseException) -> Retry | None:
-    """Ask ``strategy`` what to do; ``StrategyFailed`` when it raises or answers nonsense."""
-    if strategy is None or isinstance(strategy, Retry):
-        return strategy
+def apply_strategy(strategy: RetryStrategy | None, job: Any, error: BaseException) -> RetrySpec | None:
+    """Ask ``strategy`` what follows; ``StrategyFailed`` when it raises or answers nonsense."""
     try:
-        retry = strategy(job, error)
-    except BaseException as failure:  # sys.exit() in a strategy is no reason to lose the thread
+        retry = strategy(job, error) if callable(strategy) else strategy
+        if retry is None:
+            return None
+        if isinstance(retry, Retry):
+            return retry_spec(retry, job.attempts)
+    except BaseException as failure:  # sys.exit() in a strategy, or a spoilt job.attempts, is no reason to lose the thread
         raise StrategyFailed(f"the retry strategy raised {describe(failure)}") from failure
-    if retry is not None and not isinstance(retry, Retry):
-        raise StrategyFailed(f"the retry strategy must return a Retry or None, it returned a {type(retry).__name__}")
-    return retry
+    raise StrategyFailed(f"the retry strategy must return a Retry or None, it returned a {type(retry).__name__}")
 
 
 def unavailable(error: BaseException) -> Ruling:
