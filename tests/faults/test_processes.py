@@ -23,7 +23,6 @@ WORKER = """
     from datetime import timedelta
     from sqlalchemy import create_engine, text
     from sa_proletarian import Proletarian, Worker
-    from sa_proletarian.events import Event
 
     jobs = Proletarian()
 
@@ -38,6 +37,16 @@ WORKER = """
         print("held", flush=True)
         sys.stdin.readline()
 
+    @jobs.handler("unheld")
+    def unheld(session, job):
+        print("running", flush=True)
+        sys.stdin.readline()
+        session.execute(text("INSERT INTO effect VALUES ('first')"))
+
+    def listener(event):
+        if event.name == "claim_lost":
+            print(event.name, flush=True)
+
     @jobs.handler("killer")
     def killer(session, job):
         print("killing", job.attempts, job.crashes, flush=True)
@@ -47,7 +56,7 @@ WORKER = """
     def mate(session, job):
         pass
 
-    Worker(jobs, create_engine(sys.argv[1]), threads=int(sys.argv[2]), lease=timedelta(seconds=1), listener=lambda event: None,
+    Worker(jobs, create_engine(sys.argv[1]), threads=int(sys.argv[2]), listener=listener, lease=timedelta(seconds=1),
            polling_interval=timedelta(milliseconds=20)).run()
 """
 
@@ -233,3 +242,20 @@ def finished(rows):
 def wait_until(condition, process=None):
     while not condition():
         assert process is None or process.poll() is None, "the worker ended by itself"
+
+
+def test_a_paused_worker_finds_that_it_lost_its_claim(worker_process, enqueue, jobs, start_worker, recorder, rows):
+    """SIGSTOP beyond the lease: another worker runs the job, and the first one's late settling changes nothing."""
+    enqueue("unheld")
+    process = worker_process()
+    assert process.stdout.readline() == "running\n"
+    process.send_signal(signal.SIGSTOP)
+    jobs.handler("unheld")(lambda session, job: session.execute(text("INSERT INTO effect VALUES ('second')")))
+    start_worker(jobs, lease=LEASE)
+    recorder.wait_for("job_finished")
+    process.send_signal(signal.SIGCONT)
+    process.stdin.write("\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "claim_lost\n"
+    assert rows("SELECT what FROM effect") == [("second",)]
+    assert rows("SELECT status, attempts FROM proletarian_archived_job") == [("success", 1)]

@@ -1,0 +1,172 @@
+"""The verbs on rows: claims, fences, and the plan of the claim's query."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import event, text
+from sqlalchemy.orm import Session
+
+from sa_proletarian import ArchivedJob, Job
+from sa_proletarian.lifecycle import Lifecycle
+from sa_proletarian.outcomes import INTERRUPTED, RETURNED, Outcome, Ruling, connection_died
+
+LEASE = timedelta(seconds=30)
+
+
+@pytest.fixture
+def lifecycle():
+    return Lifecycle(Job, ArchivedJob)
+
+
+@pytest.fixture
+def enqueue(jobs, tables):
+    def enqueue(count=1, job_type="work", **options):
+        with Session(tables) as session, session.begin():
+            return [jobs.enqueue(session, job_type, **options).job_id for _ in range(count)]
+
+    return enqueue
+
+
+def claim(lifecycle, engine, limit=10, **options):
+    options = {"queue": "default", "known": ["work"], "lease": LEASE, **options}
+    with engine.begin() as connection:
+        candidates = lifecycle.candidates(connection, limit=limit, **options)
+        return lifecycle.take(connection, candidates, worker_id="me")
+
+
+def settle(lifecycle, engine, *rulings):
+    with engine.begin() as connection:
+        return lifecycle.settle(connection, rulings)
+
+
+def test_a_claim_leases_the_row_under_a_fence_of_its_own(lifecycle, tables, enqueue, rows):
+    enqueue(2)
+    first, second = claim(lifecycle, tables)
+    assert first.claim_id == second.claim_id
+    assert rows(
+        "SELECT attempts, crashes, claim_id, claimed_by, claimed_until BETWEEN now() + interval '29 s'"
+        " AND now() + interval '30 s' FROM proletarian_job"
+    ) == [(1, 0, first.claim_id, "me", True)] * 2
+    assert claim(lifecycle, tables) == []
+
+
+def test_every_claim_has_a_new_fence(lifecycle, tables, enqueue, rows):
+    enqueue()
+    [first] = claim(lifecycle, tables)
+    rows("UPDATE proletarian_job SET claimed_until = now()")
+    [second] = claim(lifecycle, tables)
+    assert first.claim_id != second.claim_id
+    assert (second.attempts, second.crashes) == (1, 1)
+
+
+def test_what_others_hold_is_passed_over(lifecycle, tables, enqueue):
+    ids = enqueue(3)
+    with tables.begin() as other:
+        other.execute(text("SELECT 1 FROM proletarian_job WHERE job_id = :id FOR UPDATE"), {"id": ids[0]})
+        assert [claimed.job_id for claimed in claim(lifecycle, tables)] == ids[1:]
+
+
+@pytest.mark.parametrize("ruling", [RETURNED, INTERRUPTED, Ruling(Outcome.GAVE_UP, error="no"), connection_died(OSError())])
+def test_no_settling_touches_what_has_another_fence(lifecycle, tables, enqueue, rows, ruling):
+    enqueue()
+    [claimed] = claim(lifecycle, tables)
+    thief = uuid.uuid4()
+    rows("UPDATE proletarian_job SET claim_id = :thief", thief=thief)
+    assert settle(lifecycle, tables, (claimed, ruling)) == {}
+    assert rows("SELECT claim_id, attempts FROM proletarian_job") == [(thief, 1)]
+    assert rows("SELECT count(*) FROM proletarian_archived_job") == [(0,)]
+
+
+def test_a_settling_that_is_repeated_does_nothing(lifecycle, tables, enqueue, rows):
+    enqueue()
+    [claimed] = claim(lifecycle, tables)
+    assert list(settle(lifecycle, tables, (claimed, RETURNED))) == [claimed.job_id]
+    assert settle(lifecycle, tables, (claimed, RETURNED)) == {}
+    assert rows("SELECT status FROM proletarian_archived_job") == [("success",)]
+
+
+def test_one_statement_settles_many_fates(lifecycle, tables, enqueue, rows):
+    enqueue(4)
+    success, failure, retry, release = claim(lifecycle, tables)
+    settle(
+        lifecycle,
+        tables,
+        (success, RETURNED),
+        (failure, Ruling(Outcome.GAVE_UP, error="broken")),
+        (retry, Ruling(Outcome.RETRIED, delay=timedelta(hours=1), error="later")),
+        (release, INTERRUPTED),
+    )
+    assert rows("SELECT job_id, status, error, attempts FROM proletarian_archived_job ORDER BY job_id") == [
+        (success.job_id, "success", None, 1),
+        (failure.job_id, "failure", "broken", 1),
+    ]
+    assert rows("SELECT job_id, attempts, last_error, process_at > now(), claimed_by FROM proletarian_job ORDER BY 1") == [
+        (retry.job_id, 1, "later", True, None),
+        (release.job_id, 0, None, False, None),
+    ]
+
+
+def test_renewals_skip_what_a_handler_holds_and_name_the_fence(lifecycle, tables, enqueue, rows):
+    enqueue(3)
+    claims = claim(lifecycle, tables)
+    rows("UPDATE proletarian_job SET claimed_until = now()")
+    rows("UPDATE proletarian_job SET claim_id = gen_random_uuid() WHERE job_id = :id", id=claims[2].job_id)
+    with tables.begin() as handler, tables.begin() as feeder:
+        assert lifecycle.hold(handler, claims[0], lock_timeout=LEASE) is not None
+        lifecycle.renew(feeder, claims, lease=LEASE)
+    renewed = "SELECT job_id FROM proletarian_job WHERE claimed_until > now() + interval '20 s'"
+    assert rows(renewed) == [(claims[1].job_id,)]
+
+
+def test_attempts_at_the_end_of_their_range_still_count_on(lifecycle, tables, enqueue, rows):
+    enqueue()
+    rows("UPDATE proletarian_job SET attempts = 2147483647")
+    [claimed] = claim(lifecycle, tables)
+    assert claimed.attempts == 2147483647
+    assert rows("SELECT attempts FROM proletarian_job") == [(2147483647,)]
+
+
+def test_unknown_types_are_found_among_due_jobs(lifecycle, tables, enqueue):
+    enqueue(2, "stranger")
+    enqueue(1, "later", process_in=timedelta(hours=1))
+    enqueue()
+    with tables.begin() as connection:
+        assert lifecycle.unknown_types(connection, queue="default", known=["work"]) == ["stranger"]
+
+
+def test_only_the_transaction_that_holds_the_job_is_ended(lifecycle, tables, enqueue, rows):
+    enqueue()
+    [claimed] = claim(lifecycle, tables)
+    with tables.connect() as handler, tables.connect() as feeder:
+        held = lifecycle.hold(handler, claimed, lock_timeout=LEASE)
+        handler.rollback()
+        handler.execute(text("SELECT 1"))  # the same server process, in another transaction
+        lifecycle.end_backend(feeder, held)
+        assert handler.execute(text("SELECT 1")).scalar() == 1
+
+
+@pytest.mark.parametrize("analyzed", [True, False])
+def test_the_claim_walks_the_index_and_stops_at_what_is_not_due(lifecycle, tables, rows, analyzed):
+    """A condition with a volatile clock could not use the index: 300,000 future rows would be read at every poll."""
+    rows(
+        "INSERT INTO proletarian_job (job_id, queue, job_type, payload, attempts, enqueued_at, process_at, crashes)"
+        " SELECT gen_random_uuid(), 'default', 'work', '{}', 0, now(), now() + interval '1 day', 0"
+        " FROM generate_series(1, 30000)"
+    )
+    if analyzed:
+        with tables.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text("VACUUM ANALYZE proletarian_job"))
+    sent = []
+    event.listen(tables, "before_cursor_execute", lambda *arguments: sent.append(arguments[2:4]))
+    assert claim(lifecycle, tables) == []
+    [(statement, parameters)] = sent
+    with tables.connect() as connection:
+        cursor = connection.connection.driver_connection.execute(f"EXPLAIN (ANALYZE, COSTS OFF) {statement}", parameters)
+        plan = "\n".join(line for (line,) in cursor)
+    assert ("Index Scan using" if analyzed else "on") + " ix_proletarian_job_due" in plan, plan
+    [condition] = [line for line in plan.splitlines() if "Index Cond" in line]
+    assert "process_at <= statement_timestamp()" in condition, plan
+    assert "Rows Removed by Filter" not in plan, plan
