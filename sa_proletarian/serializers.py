@@ -10,15 +10,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
 from enum import Enum
+from types import NoneType
 from typing import Any, Protocol
 from uuid import UUID
 
 MAX_DEPTH = 100
 MAX_BYTES = 1024 * 1024
+
+_TOO_DEEP = f"payload is nested too deeply: at most {MAX_DEPTH} levels are allowed"
+_NOT_FINITE = "payload holds NaN or an infinity, which JSON cannot express"
 
 JSON = Any
 """``dict`` with text keys, ``list``, ``str``, ``int``, ``float``, ``bool`` or ``None``."""
@@ -40,11 +44,12 @@ class JSONSerializer:
     """The default: JSON, with a text form for the usual Python values.
 
     ``datetime`` (aware only), ``date``, ``time``, ``UUID`` and ``Decimal`` become text, an ``Enum`` its value, dataclasses
-    and pydantic or msgspec models their fields, tuples lists. All come back as those plain JSON types.
+    and msgspec structs their fields, tuples lists, and a pydantic model what its ``model_dump(mode="json")`` gives. All come
+    back as those plain JSON types; a whole ``float`` from 1e16 on comes back from PostgreSQL as an ``int``.
     """
 
     def encode(self, payload: Any) -> JSON:
-        return _plain(payload, 1)
+        return _Walk(MAX_BYTES).plain(payload)
 
     def decode(self, value: JSON) -> Any:
         return value
@@ -53,10 +58,11 @@ class JSONSerializer:
 def checked(value: JSON, *, max_bytes: int = MAX_BYTES) -> JSON:
     """Give a copy of the JSON ``value`` of which it is certain that every supported database will take it.
 
-    ``TypeError`` for anything that is not JSON and for keys that are not text; ``ValueError`` for NaN and infinities, NUL
-    characters, lone surrogates, more than 100 levels, and more than ``max_bytes`` bytes of JSON text (default 1 MiB).
+    ``TypeError`` for what is neither JSON nor understood by :class:`JSONSerializer`, and for keys that are not text;
+    ``ValueError`` for NaN and infinities, NUL characters, lone surrogates, more than 100 levels, and more than ``max_bytes``
+    bytes of JSON text (default 1 MiB). No message quotes the payload.
     """
-    copy = _plain(value, 1)
+    copy = _Walk(max_bytes).plain(value)
     size = len(json.dumps(copy, ensure_ascii=False, separators=(",", ":")).encode())
     if size > max_bytes:
         raise ValueError(f"payload is too large: {size} bytes of JSON, at most {max_bytes} are allowed")
@@ -68,45 +74,74 @@ def loads(text: str) -> JSON:
     return json.loads(text)
 
 
-def _plain(value: Any, depth: int) -> JSON:
-    if value is None or value is True or value is False:
-        return value
-    if depth > MAX_DEPTH:
-        raise ValueError(f"payload is nested too deeply: at most {MAX_DEPTH} levels are allowed")
-    if isinstance(value, Enum):
-        return _plain(value.value, depth)
-    if isinstance(value, str):
-        return _text(str(value))
-    if isinstance(value, int):
-        return _integer(int(value))
-    if isinstance(value, float):
-        return _finite(float(value))
-    if isinstance(value, Mapping):
-        return {_key(key): _plain(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, depth + 1) for item in value]
-    return _plain(_converted(value), depth + 1)
+class _Walk:
+    """One pass over a payload, of at most so many values: a few lists that name each other can stand for billions."""
+
+    def __init__(self, most: int) -> None:
+        self._most = self._left = most
+
+    def plain(self, value: Any, depth: int = 0) -> JSON:
+        """Copy ``value``, which is in ``depth`` lists and dicts, into plain JSON."""
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError(f"payload is too large: it holds more than {self._most} values")
+        value = _reduced(value)
+        for kind, check in _SCALARS.items():
+            if isinstance(value, kind):
+                return check(value)
+        if depth >= MAX_DEPTH:
+            raise ValueError(_TOO_DEEP)
+        if isinstance(value, Mapping):
+            return {_key(key): self.plain(item, depth + 1) for key, item in value.items()}
+        return [self.plain(item, depth + 1) for item in value]
+
+
+def _reduced(value: Any) -> Any:
+    """Convert ``value`` until it is a scalar, a mapping, a list or a tuple; what it holds is not looked at."""
+    for _ in range(MAX_DEPTH):
+        if isinstance(value, Enum):
+            value = value.value
+        elif isinstance(value, _JSON_KINDS):
+            return value
+        else:
+            value = _converted(value)
+    raise ValueError(_TOO_DEEP)
 
 
 def _converted(value: Any) -> Any:
     match value:
-        case datetime():
-            return _aware(value).isoformat()
+        case datetime() if value.utcoffset() is None:
+            raise TypeError("payload holds a naive datetime; give it a time zone")
         case time() if value.tzinfo is not None and value.utcoffset() is None:
-            raise TypeError(f"payload holds a time whose offset is unknown: {value!r}")
+            raise TypeError("payload holds a time whose offset is unknown without a date")
         case date() | time():
             return value.isoformat()
         case UUID():
             return str(value)
+        case Decimal() if not value.is_finite():
+            raise ValueError(_NOT_FINITE)
         case Decimal():
-            return str(_finite(value))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if callable(dump := getattr(value, "model_dump", None)) and not isinstance(value, type):
-        return dump(mode="json")
-    if (fields := getattr(value, "__struct_fields__", None)) is not None and not isinstance(value, type):
-        return dict(zip(value.__struct_encode_fields__, (getattr(value, name) for name in fields), strict=True))
+            return str(value)
+        case _:
+            return _fields_of(value)
+
+
+def _fields_of(value: Any) -> Any:
+    if not isinstance(value, type):
+        if dataclasses.is_dataclass(value):
+            return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        if callable(dump := getattr(value, "model_dump", None)):
+            return dump(mode="json")
+        if hasattr(value, "__struct_fields__"):
+            return _fields_of_struct(value)
     raise TypeError(f"payload holds a {type(value).__qualname__}, which the serializer cannot turn into JSON")
+
+
+def _fields_of_struct(struct: Any) -> dict[str, Any]:
+    config = struct.__struct_config__
+    tag = {} if config.tag_field is None else {config.tag_field: config.tag}
+    values = (getattr(struct, name) for name in struct.__struct_fields__)
+    return tag | dict(zip(struct.__struct_encode_fields__, values, strict=True))
 
 
 def _text(value: str) -> str:
@@ -116,28 +151,32 @@ def _text(value: str) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise ValueError("payload holds a lone surrogate, which is not valid text") from None
-    return value
+    return str.__str__(value)
 
 
 def _key(key: Any) -> str:
     if not isinstance(key, str):
         raise TypeError(f"payload has a key that is not text: a {type(key).__qualname__}")
-    return _text(str(key.value if isinstance(key, Enum) else key))
+    return _text(key)
 
 
 def _integer(value: int) -> int:
     if value.bit_length() > 13_000:
         raise ValueError("payload holds an integer of more than about 4,000 digits, which Python would not read back")
-    return value
+    return int(value)
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: float) -> float:
     if not math.isfinite(value):
-        raise ValueError("payload holds NaN or an infinity, which JSON cannot express")
-    return value
+        raise ValueError(_NOT_FINITE)
+    return float(value)
 
 
-def _aware(value: datetime) -> datetime:
-    if value.utcoffset() is None:
-        raise TypeError(f"payload holds a naive datetime ({value!r}); give it a time zone")
-    return value
+_SCALARS: Mapping[type, Callable[[Any], JSON]] = {
+    NoneType: lambda value: value,
+    bool: lambda value: value,
+    str: _text,
+    int: _integer,
+    float: _finite,
+}
+_JSON_KINDS = (*_SCALARS, Mapping, list, tuple)
