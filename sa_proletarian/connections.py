@@ -14,10 +14,11 @@ from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import Engine, event
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.pool import QueuePool
 
 from .dialects import SUPPORTED
-from .errors import ConfigurationError
+from .errors import ConfigurationError, without_details
 
 KEEPALIVE_IDLE = 5
 KEEPALIVE_INTERVAL = 2
@@ -33,7 +34,8 @@ _AUTOCOMMIT = (
 def own_engine(engine: Engine, *, size: int) -> Engine:
     """Make an engine that connects as ``engine`` does, with a pool of its own of ``size`` connections.
 
-    Its transactions are READ COMMITTED, whatever the database's default; its errors hide parameters; TCP keepalives are
+    Its transactions are READ COMMITTED, whatever the database's default; its errors hide parameters, and what the server
+    quotes from rows (``error.orig.diag.message_detail`` still has it, for a handler that wants it); TCP keepalives are
     set on its sockets (5 s idle, 3 probes 2 s apart, 15 s for unacknowledged data), so that a dead network is noticed in
     seconds. ``ConfigurationError`` for an AUTOCOMMIT engine and for a database that is not supported.
     """
@@ -53,6 +55,7 @@ def own_engine(engine: Engine, *, size: int) -> Engine:
     # the app's engine events count for the worker too, also those added later; as an engine with options does it
     own.dispatch = own.dispatch._join(engine.dispatch)
     own._has_events = engine._has_events
+    event.listen(own, "handle_error", _leave_out_details)
     options = {**engine.get_execution_options(), "isolation_level": "READ COMMITTED"}
     own.update_execution_options(**options)
     return own
@@ -81,6 +84,13 @@ def _check(engine: Engine) -> None:
 
 def _creator(pool: Any) -> Callable[..., Any]:
     return pool._creator  # type: ignore[no-any-return]
+
+
+def _leave_out_details(context: ExceptionContext) -> None:
+    """Keep payloads out of errors that travel: the server's DETAIL is part of their text, whoever prints it."""
+    for error in (context.original_exception, context.sqlalchemy_exception):
+        if error is not None and error.args and isinstance(error.args[0], str):
+            error.args = (without_details(error.args[0]), *error.args[1:])
 
 
 def _keep_alive(dbapi_connection: Any, record: Any) -> None:

@@ -144,6 +144,11 @@ def printable(text: str) -> str:
     return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def without_details(message: str) -> str:
+    """Give the first part of a database's message, without the DETAIL and CONTEXT that quote rows and parameters."""
+    return _QUOTATION.sub("", message)
+
+
 def _message(error: BaseException) -> str:
     try:
         return _without_quotations(getattr(error, "orig", None) or error)
@@ -154,7 +159,7 @@ def _message(error: BaseException) -> str:
 def _without_quotations(error: Any) -> str:
     """Give the message of ``error`` without rows, parameters and statements; a database's error with its SQLSTATE."""
     diagnostics = getattr(error, "diag", None)
-    message = _QUOTATION.sub("", getattr(diagnostics, "message_primary", None) or str(error)).strip()
+    message = without_details(getattr(diagnostics, "message_primary", None) or str(error)).strip()
     state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
     if not isinstance(state, str):
         return message

@@ -745,3 +745,12 @@ def test_a_reported_outcome_sets_the_crashes_back(jobs, tables, enqueue, rows):
     rows("UPDATE proletarian_job SET attempts = 1, claim_id = gen_random_uuid(), claimed_until = now()")
     assert jobs.process_next(tables) is Outcome.RETRIED
     assert queue(rows) == [(1, 0, None)]
+
+
+def test_payloads_are_not_in_the_errors_of_our_own_connections(run, rows, recorder):
+    """The server quotes the whole row in the DETAIL of a constraint's error; here the constraint is the archive's."""
+    rows("ALTER TABLE proletarian_archived_job ADD CONSTRAINT never CHECK (payload ->> 'n' <> '1')")
+    assert run(lambda session, job: write(session)) is Outcome.PARKED
+    [event] = recorder.named("job_parked")
+    assert "never" in str(event.error) and "DETAIL" not in str(event.error) + str(event.error.orig)
+    assert '"n"' not in str(event.error) + repr(event.error.orig)
