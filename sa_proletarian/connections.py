@@ -24,6 +24,7 @@ KEEPALIVE_IDLE = 5
 KEEPALIVE_INTERVAL = 2
 KEEPALIVE_COUNT = 3
 USER_TIMEOUT_MILLISECONDS = 15_000
+CANCEL_TIMEOUT = 2.0
 
 _AUTOCOMMIT = (
     "the engine is in AUTOCOMMIT, in which a claim holds no lock and a job could be run twice; "
@@ -69,7 +70,10 @@ def same_database(bind: Any, engine: Engine) -> bool:
 def cancel(driver_connection: Any) -> None:
     """Ask the server to cancel what runs on this connection; from any thread, and without an answer."""
     with suppress(Exception):
-        (getattr(driver_connection, "cancel_safe", None) or driver_connection.cancel)()
+        if hasattr(driver_connection, "cancel_safe"):
+            driver_connection.cancel_safe(timeout=CANCEL_TIMEOUT)
+        else:
+            driver_connection.cancel()
 
 
 def _check(engine: Engine) -> None:

@@ -153,6 +153,11 @@ class Feeder:
             self._rest()
 
     @property
+    def outstanding(self) -> list[Run]:
+        """The runs that are claimed and not settled, as far as another thread can tell."""
+        return [*self._outstanding.copy(), *self._pending.copy()]
+
+    @property
     def _stopping(self) -> bool:
         return self._transactions.stopping.is_set()
 
@@ -202,17 +207,17 @@ class Feeder:
         count = self._wanted()
         if not count or now < self._next_poll:
             return
-        late = self._solitude_is_late()
-        if late and self._solitude_since is not None and now - self._solitude_since > 2 * self._lease:
-            self._solitude_since, late = None, False
+        if self._solitude_since is not None and now - self._solitude_since > 2 * self._lease:
+            self._solitude_since = None
+        idle = not self._outstanding
+        late = self._solitude_is_late() and not idle
         self._emit(events.PollingForJobs)
-        idle = not self._outstanding and not self._pending
         claimed = self._transactions.claim(connection, limit=count, idle=idle, skip_last_chance=late)
         self._told_missing = False
         self._solo = claimed.runs[0] if claimed.solo else None
         if claimed.wants_solitude and self._solitude_since is None:
             self._solitude_since = now
-        elif claimed.solo or (idle and not late):
+        elif idle:
             self._solitude_since = None
         self._pending.update({report.run: report for report in claimed.condemned})
         self._outstanding.update(claimed.runs)
@@ -351,6 +356,6 @@ class Feeder:
             return False
         try:
             return bool(self._on_polling_error(error))
-        except Exception as failure:
+        except (Exception, SystemExit) as failure:
             self._emit(events.JobWorkerError, error=failure, hint="on_polling_error itself failed")
             return False

@@ -8,7 +8,7 @@ from __future__ import annotations
 import queue as queues
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -22,6 +22,8 @@ DONE = None
 """What ``tell_when_done`` puts into the inbox."""
 STAGGER = 0.05
 LAST_CALLS = 1.0
+WAIT_TURN = 0.5
+HOPELESS = 10.0
 
 
 class Shift:
@@ -64,6 +66,21 @@ class Shift:
             self._emit(events.ShuttingDown)
         self._feeder.stop(self._deadline)
 
+    def wait(self) -> bool:
+        """Wait for the end, which a begun stop brings; give whether everything was settled in time.
+
+        A feeder that hangs in the network beyond all timeouts is left behind: its claims run out by themselves.
+        """
+        while not self.done.wait(WAIT_TURN):
+            if self.is_hopeless():
+                self._emit_unfinished([run.claim.job_id for run in self._feeder.outstanding])
+                return False
+        return self.clean
+
+    def is_hopeless(self) -> bool:
+        """Whether the stop has taken so much longer than it may that it will not end by itself."""
+        return clock.monotonic() > self._deadline + HOPELESS
+
     def tell_when_done(self, inbox: queues.SimpleQueue[int | None]) -> None:
         self._inbox = inbox
         if self.done.is_set():
@@ -97,26 +114,29 @@ class Shift:
             self._end()
 
     def _end(self) -> None:
-        unfinished = tuple(run.claim.job_id for run in self._feeder.unfinished)
+        unfinished = [run.claim.job_id for run in self._feeder.unfinished]
         # no job is left; what a thread may still be at is an on_failed call
         deadline = max(self._deadline, clock.monotonic() + LAST_CALLS)
         for thread in self._handlers if not unfinished else ():
             thread.join(min(max(0.0, deadline - clock.monotonic()), threading.TIMEOUT_MAX))
         self._execution.transactions.engine.dispose()
         if unfinished or any(thread.is_alive() for thread in self._handlers):
-            self._emit(events.QueueWorkerShutdownError, error=None, job_ids=unfinished)
+            self._emit_unfinished(unfinished)
         else:
             self.clean = self._call_on_shutdown()
         self.done.set()
         if self._inbox is not None:
             self._inbox.put(DONE)
 
+    def _emit_unfinished(self, job_ids: Iterable[Any]) -> None:
+        self._emit(events.QueueWorkerShutdownError, error=None, job_ids=tuple(job_ids))
+
     def _call_on_shutdown(self) -> bool:
         self._emit(events.CompletedShutdown)
         try:
             if self._on_shutdown is not None:
                 self._on_shutdown()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._emit(events.QueueWorkerShutdownError, error=error)
             return False
         return True

@@ -145,12 +145,11 @@ class Worker:
         if threading.current_thread() in shift.threads:
             return False
         try:
-            shift.done.wait()
+            return shift.wait()
         except KeyboardInterrupt:
             self._emit(events.InterruptedWhileShuttingDown, signal="SIGINT")
             shift.begin_stop(timedelta(0))
-            shift.done.wait()
-        return shift.clean
+            return shift.wait()
 
     def run(self) -> bool:
         """Start, wait for SIGTERM or SIGINT, stop; give what ``stop`` gives.
@@ -164,7 +163,7 @@ class Worker:
             assert shift is not None
             shift.tell_when_done(inbox)
             timeout = self._termination_timeout
-            while (number := _next(inbox)) is not DONE:
+            while (number := _next(inbox, shift)) is not DONE:
                 name = signal.Signals(number).name
                 if not shift.stopping:
                     self._emit(events.WorkerInterrupted, signal=name)
@@ -172,7 +171,7 @@ class Worker:
                     self._emit(events.InterruptedWhileShuttingDown, signal=name)
                     timeout = timedelta(0)
                 shift.begin_stop(timeout)
-        return shift.clean
+            return shift.wait()
 
     def _make_shift(self) -> Shift:
         execution = build_execution(
@@ -214,11 +213,12 @@ def default_worker_id(queue: str) -> str:
     return f"proletarian[{queue}]@{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
 
 
-def _next(inbox: queues.SimpleQueue[int | None]) -> int | None:
+def _next(inbox: queues.SimpleQueue[int | None], shift: Shift) -> int | None:
     """Wait for the next signal or the end; in short turns, as one that comes just before a wait does not cut it short."""
-    while True:
+    while not shift.is_hopeless():
         with suppress(queues.Empty):
             return inbox.get(timeout=SIGNAL_TURN)
+    return DONE
 
 
 @contextmanager

@@ -311,6 +311,39 @@ def test_an_on_shutdown_that_raises_is_reported(jobs, tables, recorder):
     assert recorder.names[-1] == "queue_worker_shutdown_error"
 
 
+def test_sys_exit_in_callbacks_does_not_end_the_worker(jobs, tables, enqueue):
+    finished = threading.Event()
+
+    def listener(event):
+        if event.name == "job_finished":
+            finished.set()
+        sys.exit()
+
+    jobs.handler("work")(lambda session, job: None)
+    enqueue("work")
+    worker = Worker(jobs, tables, listener=listener, on_shutdown=sys.exit)
+    worker.start()
+    assert finished.wait(10)
+    assert worker.running
+    assert worker.stop() is False
+
+
+def test_a_stop_ends_also_when_the_feeder_hangs_in_the_network(jobs, tables, enqueue, recorder, monkeypatch):
+    from sa_proletarian import shift
+
+    monkeypatch.setattr(shift, "HOPELESS", 0.5)
+    reachable = threading.Event()
+    engine = create_engine(tables.url)
+    event.listen(engine, "do_connect", lambda *args: reachable.wait(30) and None)
+    worker = Worker(jobs, engine, listener=recorder)
+    worker.start()
+    assert worker.stop(SOON) is False
+    assert recorder.names == ["shutting_down", "queue_worker_shutdown_error"]
+    reachable.set()
+    recorder.wait_for("completed_shutdown")
+    engine.dispose()
+
+
 def test_a_sleeping_job_is_interrupted_released_and_picked_up_again(jobs, enqueue, start_worker, recorder, rows):
     finish = []
 
