@@ -99,6 +99,7 @@ def _leave_out_details(context: ExceptionContext) -> None:
 
 def _keep_alive(dbapi_connection: Any, record: Any) -> None:
     if getattr(dbapi_connection, "autocommit", False):
+        dbapi_connection.close()  # nobody else does: the pool does not have it yet
         raise ConfigurationError(_AUTOCOMMIT)
     with suppress(Exception):  # a unix socket, a driver without fileno, a platform without the option
         with socket.socket(fileno=os.dup(dbapi_connection.fileno())) as tcp:

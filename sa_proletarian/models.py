@@ -180,7 +180,7 @@ def checked_name(what: str, name: object) -> str:
         raise TypeError(f"{what} must be a text, got {name!r}")
     if not _NAME.fullmatch(name):
         raise ValueError(f"{what} must be 1 to {NAME_LIMIT} of the characters A-Z a-z 0-9 _ . : -, got {name[:250]!r}")
-    return str(name)
+    return str.__str__(name)  # plainly the text, also of a member of an enum, whose own str() may be something else
 
 
 def due_at(now: datetime, process_at: datetime | None, process_in: timedelta | None) -> datetime:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, insert, inspect
+from sqlalchemy import Connection, insert, inspect
+from sqlalchemy.orm import sessionmaker
 from sqlalchemy.orm.attributes import set_committed_value
 
 J = TypeVar("J")
@@ -43,8 +44,12 @@ def _insert(connection: Connection, job: J) -> J:
 
 
 def _refusal(target: Any) -> str:
-    if hasattr(target, "run_sync") and not hasattr(target, "add"):
+    if isinstance(target, type):
+        return f"enqueue takes a session or a connection, got the class {target.__name__}: make one of it"
+    if isinstance(target, sessionmaker) or type(target).__name__ == "async_sessionmaker":
+        return "enqueue takes a session or a connection, not a sessionmaker: call it, and enqueue in the session that it gives"
+    if hasattr(target, "run_sync"):
         return "an AsyncConnection cannot be enqueued on directly; use: await connection.run_sync(jobs.enqueue, job_type, …)"
-    if isinstance(target, Engine) or hasattr(target, "connect"):
+    if hasattr(target, "connect"):
         return "enqueue takes a session or a connection, not an engine: the job must be part of your transaction"
     return f"enqueue takes a session or a connection, got a {type(target).__name__}"

@@ -55,17 +55,18 @@ class Registry:
         """
         if not isinstance(job_type, str):
             raise TypeError(f'name the job type, as in @jobs.handler("welcome"); got {job_type!r}')
-        if job_type != EVERY_TYPE:
-            checked_name("job_type", job_type)
+        name = EVERY_TYPE if job_type == EVERY_TYPE else checked_name("job_type", job_type)
         checked_strategy(retry)
         callable_or_none("on_failed", on_failed)
 
         def register(function: H) -> H:
             if not callable(function):
                 raise TypeError(f"a handler must be callable, got {function!r}")
-            if job_type in self._registrations:
-                raise ValueError(f"job type {job_type!r} has a handler already")
-            self._registrations[job_type] = Registration(function, retry, on_failed)
+            if python_inspect.isgeneratorfunction(function) or python_inspect.isasyncgenfunction(function):
+                raise TypeError(f"a handler must be a plain function, got the generator {function!r}: its body would not run")
+            if name in self._registrations:
+                raise ValueError(f"job type {name!r} has a handler already")
+            self._registrations[name] = Registration(function, retry, on_failed)
             return function
 
         return register
@@ -82,7 +83,7 @@ class Registry:
         """Give the job type that ``target`` (a type, or a handler's function) stands for."""
         if isinstance(target, str):
             return target
-        types = [name for name, registration in self._registrations.items() if registration.handler is target]
+        types = [name for name, registration in self._registrations.items() if registration.handler == target]
         if len(types) == 1 and types[0] != EVERY_TYPE:
             return types[0]
         if not types:
@@ -92,5 +93,9 @@ class Registry:
     def refuse_coroutines(self) -> None:
         """Raise ``TypeError`` if a handler is ``async def``, which threads cannot run."""
         for name, registration in self._registrations.items():
-            if python_inspect.iscoroutinefunction(registration.handler):
+            if _is_coroutine_function(registration.handler):
                 raise TypeError(f"the handler of {name!r} is async; a threaded worker runs plain functions only")
+
+
+def _is_coroutine_function(function: Any) -> bool:
+    return any(map(python_inspect.iscoroutinefunction, (function, getattr(function, "__call__", None))))

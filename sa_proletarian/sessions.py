@@ -146,7 +146,7 @@ def checked_maker(maker: Any, engine: Engine) -> sessionmaker[Any] | None:
 
 
 @functools.cache
-def _held_class(session_class: type[Session]) -> Callable[..., Any]:
+def _held_class(session_class: Any) -> Callable[..., Any]:
     """Subclass the app's session class, once: a class for each job would cost more than the job."""
 
     def get_bind(self: Any, *args: Any, **kwargs: Any) -> Engine | Connection:
