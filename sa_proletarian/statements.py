@@ -27,6 +27,7 @@ from sqlalchemy import (
     insert,
     inspect,
     literal,
+    null,
     or_,
     select,
     update,
@@ -48,7 +49,8 @@ _LIBRARY = frozenset(
 class Statements:
     """The statements for one pair of models.
 
-    :ivar extras: the columns that the app has added to the job model, by attribute.
+    :ivar extras: the columns that the app has added to the job model, by attribute, and the payload if its type is the
+        app's own: what such types make of a value may fail, and shall then fail for one job only.
     :ivar payload_is_json: whether the payload column is JSON, which is then read as text and decoded job by job.
     """
 
@@ -59,6 +61,8 @@ class Statements:
         columns = inspect(job_model).columns
         self.extras = {key: columns[key] for key in columns.keys() if key not in _LIBRARY}
         self.payload_is_json = isinstance(self.job.c.payload.type, JSON)
+        if not self.payload_is_json:
+            self.extras["payload"] = columns["payload"]
         self.candidates = {
             (any_type, skip): self._candidates(any_type=any_type, skip=skip)
             for any_type in (True, False)
@@ -86,7 +90,7 @@ class Statements:
             conditions.append(job.job_type == any_(bindparam("known", type_=ARRAY(String()))))
         if skip:
             conditions.append(job.crashes + expired != bindparam("skip_crashes", type_=Integer()))
-        payload = cast(job.payload, Text) if self.payload_is_json else job.payload
+        payload = cast(job.payload, Text) if self.payload_is_json else null()
         return (
             select(
                 job.job_id,

@@ -20,7 +20,7 @@ from typing import Any, Self
 from sqlalchemy import Engine
 from sqlalchemy.orm import configure_mappers
 
-from . import arguments, events
+from . import arguments, clock, events
 from .connections import own_engine
 from .execution import Around, build_execution
 from .feeder import OnPollingError
@@ -33,6 +33,7 @@ from .sessions import checked_maker
 from .shift import DONE, Shift
 
 SIGNAL_TURN = 0.2
+SIGNAL_ECHO = 0.5
 
 
 class Worker:
@@ -154,8 +155,9 @@ class Worker:
     def run(self) -> bool:
         """Start, wait for SIGTERM or SIGINT, stop; give what ``stop`` gives.
 
-        A second signal releases at once what still runs. Outside of the main thread, where Python takes no signals, it
-        waits until somebody calls ``stop``.
+        A second signal releases at once what still runs; one of the same kind within half a second is taken for an echo
+        of the first, as wrappers that forward a terminal's Ctrl-C make it. Outside of the main thread, where Python
+        takes no signals, it waits until somebody calls ``stop``.
         """
         with _signals() as inbox:
             self.start()
@@ -163,7 +165,11 @@ class Worker:
             assert shift is not None
             shift.tell_when_done(inbox)
             timeout = self._termination_timeout
+            echo: tuple[int | None, float] = (None, 0.0)
             while (number := _next(inbox, shift)) is not DONE:
+                if number == echo[0] and clock.monotonic() - echo[1] < SIGNAL_ECHO:
+                    continue
+                echo = number, clock.monotonic()
                 name = signal.Signals(number).name
                 if not shift.stopping:
                     self._emit(events.WorkerInterrupted, signal=name)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import Text, TypeDecorator, create_engine, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
@@ -373,6 +373,58 @@ def test_extra_columns_reach_the_handler_and_the_archive(tables, rows):
     assert jobs.process_next(tables) is Outcome.RETURNED
     assert seen == [(7, "x")]
     assert rows("SELECT tenant_id, status FROM tenant_archive") == [(7, "success")]
+
+
+class Picky(TypeDecorator):
+    """A column type of the app's own that chokes on some values."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_result_value(self, value, dialect):
+        if value == "poison":
+            raise LookupError("cannot read this")
+        return value
+
+
+class ReversingSerializer:
+    def encode(self, payload):
+        return payload[::-1]
+
+    def decode(self, value):
+        return value[::-1]
+
+
+def test_values_that_the_apps_own_types_cannot_read_fail_one_job_only(tables, rows):
+    class Base(DeclarativeBase):
+        pass
+
+    class OwnJob(JobMixin, Base):
+        serializer = ReversingSerializer()
+        payload = mapped_column(Picky, nullable=False)
+        note = mapped_column(Picky)
+        __tablename__ = "own_job"
+
+    class OwnArchive(ArchivedJobMixin, Base):
+        payload = mapped_column(Text, nullable=False)
+        __tablename__ = "own_archive"
+
+    Base.metadata.create_all(tables)
+    jobs = Proletarian(OwnJob, OwnArchive)
+    seen = []
+    jobs.handler("work")(lambda session, job: seen.append((job.payload, job.note)))
+    with Session(tables) as session, session.begin():
+        jobs.enqueue(session, "work", "nosiop")
+        jobs.enqueue(session, "work", "good", note="poison")
+        jobs.enqueue(session, "work", "good", note="fine")
+    outcomes = [jobs.process_next(tables) for _ in range(3)]
+    assert outcomes == [Outcome.GAVE_UP, Outcome.GAVE_UP, Outcome.RETURNED]
+    assert seen == [("good", "fine")]
+    assert rows("SELECT payload, status FROM own_archive ORDER BY job_id") == [
+        ("poison", "failure"),
+        ("doog", "failure"),
+        ("doog", "success"),
+    ]
 
 
 # fates

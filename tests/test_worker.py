@@ -576,11 +576,23 @@ def test_a_second_signal_releases_at_once(process, enqueue, rows):
     worker.send_signal(signal.SIGTERM)
     read_until(worker, "shutting_down")
     before = time.monotonic()
-    worker.send_signal(signal.SIGTERM)
+    worker.send_signal(signal.SIGINT)
     lines, code = rest_of(worker)
     assert time.monotonic() - before < 8, "the termination timeout of 10 s is not waited for"
-    assert lines == ["interrupted_while_shutting_down SIGTERM", "job_interrupted", "queue_worker_shutdown_error"]
+    assert lines == ["interrupted_while_shutting_down SIGINT", "job_interrupted", "queue_worker_shutdown_error"]
     assert (code, waiting(rows)) == (3, [(0, 0, None)])
+
+
+def test_the_echo_of_a_signal_is_not_a_second_one(process, enqueue, rows):
+    """A wrapper forwards the Ctrl-C that the terminal has sent to everybody in its group already."""
+    enqueue("sleep")
+    worker = process("sys.exit(0 if worker.run() else 3)")
+    read_until(worker, "handling_job")
+    worker.send_signal(signal.SIGINT)
+    worker.send_signal(signal.SIGINT)
+    lines, code = rest_of(worker)
+    assert "interrupted_while_shutting_down SIGINT" not in lines
+    assert code == 0
 
 
 def test_a_forgotten_worker_does_not_keep_the_interpreter_from_exiting(process, enqueue):
