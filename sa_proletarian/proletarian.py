@@ -157,6 +157,9 @@ class Proletarian(Registry):
 def _checked_model(model: Any, mixin: type[Any]) -> Any:
     if not isinstance(model, type) or not issubclass(model, mixin):
         raise TypeError(f"expected a model made with {mixin.__name__}, got {model!r}")
-    if inspect(model, raiseerr=False) is None:
+    mapper = inspect(model, raiseerr=False)
+    if mapper is None:
         raise TypeError(f"{model.__name__} is not mapped: it needs a declarative base besides {mixin.__name__}")
+    if [column.key for column in mapper.primary_key] != ["job_id"]:
+        raise TypeError(f"{model.__name__} has a primary key besides job_id: use a base that does not bring one")
     return model

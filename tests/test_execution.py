@@ -375,6 +375,17 @@ def test_extra_columns_reach_the_handler_and_the_archive(tables, rows):
     assert rows("SELECT tenant_id, status FROM tenant_archive") == [(7, "success")]
 
 
+def test_a_base_that_brings_its_own_primary_key_is_refused():
+    class Base(DeclarativeBase):
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class KeyedJob(JobMixin, Base):
+        __tablename__ = "keyed_job"
+
+    with pytest.raises(TypeError, match="primary key"):
+        Proletarian(KeyedJob, ArchivedJob)
+
+
 class Picky(TypeDecorator):
     """A column type of the app's own that chokes on some values."""
 
