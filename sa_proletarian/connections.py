@@ -53,13 +53,16 @@ def own_engine(engine: Engine, *, size: int) -> Engine:
     )
     event.listen(pool, "connect", _keep_alive)
     own = Engine(pool, engine.dialect, engine.url, hide_parameters=True)
-    # the app's engine events count for the worker too, also those added later; as an engine with options does it
-    own.dispatch = own.dispatch._join(engine.dispatch)
-    own._has_events = engine._has_events
+    _share_events(own, engine)
     event.listen(own, "handle_error", _leave_out_details)
     options = {**engine.get_execution_options(), "isolation_level": "READ COMMITTED"}
     own.update_execution_options(**options)
     return own
+
+
+def _share_events(own: Any, engine: Engine) -> None:
+    """Let the app's engine events count for the worker too, also those added later; as an engine with options does it."""
+    own.dispatch = own.dispatch._join(engine.dispatch)
 
 
 def same_database(bind: Any, engine: Engine) -> bool:
@@ -99,7 +102,7 @@ def _leave_out_details(context: ExceptionContext) -> None:
 
 def _keep_alive(dbapi_connection: Any, record: Any) -> None:
     if getattr(dbapi_connection, "autocommit", False):
-        dbapi_connection.close()  # nobody else does: the pool does not have it yet
+        dbapi_connection.close()  # SQLAlchemy 2.0 leaves open what a listener refuses
         raise ConfigurationError(_AUTOCOMMIT)
     with suppress(Exception):  # a unix socket, a driver without fileno, a platform without the option
         with socket.socket(fileno=os.dup(dbapi_connection.fileno())) as tcp:

@@ -6,7 +6,7 @@ It owns ``process_next``: the same claim → run → settle as a worker's, witho
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 
 from sqlalchemy import Connection
@@ -41,7 +41,7 @@ def _settle(execution: Execution, connection: Connection, report: Report) -> Out
 
 
 @contextmanager
-def _renewing(execution: Execution, run: Run) -> Iterator[None]:
+def _renewing(execution: Execution, run: Run) -> Generator[None, None, None]:
     """Keep the lease of ``run`` while the caller's thread is busy with its handler."""
     over = threading.Event()
 

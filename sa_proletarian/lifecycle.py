@@ -172,8 +172,8 @@ class Lifecycle:
     def standing(self, connection: Connection, job_ids: Sequence[Any]) -> dict[Any, UUID | None]:
         """Give the present fence of those of ``job_ids`` that are still in the job table."""
         job = self._statements.job.c
-        rows = connection.execute(select(job.job_id, job.claim_id).where(job.job_id.in_(job_ids)))
-        return {job_id: claim_id for job_id, claim_id in rows}
+        rows: Any = connection.execute(select(job.job_id, job.claim_id).where(job.job_id.in_(job_ids)))
+        return {row.job_id: row.claim_id for row in rows}
 
     # renew ------------------------------------------------------------------------------------------------------------
 
@@ -197,7 +197,7 @@ class Lifecycle:
             "all_status": [str(ruling.fate.status) for _, ruling in settled],
             "all_error": [ruling.error for _, ruling in settled],
         }
-        return {job_id: transaction_id for job_id, transaction_id in connection.execute(self._statements.archive, parameters)}
+        return _moved(connection.execute(self._statements.archive, parameters))
 
     def _run_reschedule(self, connection: Connection, settled: Sequence[tuple[Claim, Ruling]]) -> dict[Any, str]:
         fates = [ruling.fate for _, ruling in settled]
@@ -209,7 +209,7 @@ class Lifecycle:
             "all_reported": [fate.reported for fate in fates],
             "all_error": [ruling.error for _, ruling in settled],
         }
-        return {job_id: transaction_id for job_id, transaction_id in connection.execute(self._statements.reschedule, parameters)}
+        return _moved(connection.execute(self._statements.reschedule, parameters))
 
     def _claimed(self, candidate: Candidate, token: UUID, worker_id: str, until: datetime) -> Claim:
         row = candidate.row
@@ -259,3 +259,8 @@ def _fences(claims: Sequence[Claim]) -> dict[str, list[Any]]:
 
 def _milliseconds(span: timedelta) -> str:
     return f"{max(1, round(span.total_seconds() * 1000))}ms"
+
+
+def _moved(rows: Any) -> dict[Any, str]:
+    """Read pairs of job id and transaction id."""
+    return {job_id: transaction_id for job_id, transaction_id in rows}

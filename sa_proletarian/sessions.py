@@ -118,11 +118,12 @@ class Hold:
 
 def open_session(maker: sessionmaker[Any] | None, engine: Engine, hold: Hold) -> Session:
     """Make the handler's session: of the app's class and options, on the held connection where it would use ``engine``."""
-    session_class, options = (maker.class_, maker.kw) if maker is not None else (Session, {})
+    session_class: Any = maker.class_ if maker is not None else Session
+    options: dict[str, Any] = maker.kw if maker is not None else {}
     if options.get("bind") is None:
         options = {**options, "bind": engine}
     options = {**options, "join_transaction_mode": "create_savepoint", "twophase": False}
-    session = _held_class(session_class)(**options)
+    session: Any = _held_class(session_class)(**options)
     session.proletarian_hold = hold
     session.proletarian_engine = engine
     return session  # type: ignore[no-any-return]
@@ -134,15 +135,15 @@ def checked_maker(maker: Any, engine: Engine) -> sessionmaker[Any] | None:
     ``TypeError`` for anything else; ``ConfigurationError`` when it is bound to another engine than the worker's,
     because what handlers write would then not commit together with their jobs.
     """
-    maker = getattr(maker, "session_factory", maker)
-    if maker is None:
+    factory: Any = getattr(maker, "session_factory", maker)
+    if factory is None:
         return None
-    if not isinstance(maker, sessionmaker):
-        raise TypeError(f"session must be a sessionmaker, got a {type(maker).__name__}")
-    bind = maker.kw.get("bind")
+    if not isinstance(factory, sessionmaker):
+        raise TypeError(f"session must be a sessionmaker, got a {type(factory).__name__}")
+    bind: Any = factory.kw.get("bind")
     if bind is not None and not same_database(bind, engine):
         raise ConfigurationError("session is bound to another engine than the worker's: give both the same engine")
-    return maker
+    return factory  # pyright: ignore[reportUnknownVariableType]
 
 
 @functools.cache
@@ -150,7 +151,7 @@ def _held_class(session_class: Any) -> Callable[..., Any]:
     """Subclass the app's session class, once: a class for each job would cost more than the job."""
 
     def get_bind(self: Any, *args: Any, **kwargs: Any) -> Engine | Connection:
-        bind = session_class.get_bind(self, *args, **kwargs)
+        bind: Engine | Connection = session_class.get_bind(self, *args, **kwargs)
         if not same_database(bind, self.proletarian_engine):
             return bind
         return self.proletarian_hold.connection()  # type: ignore[no-any-return]

@@ -13,7 +13,6 @@ from sqlalchemy import (
     Boolean,
     Integer,
     Interval,
-    Select,
     String,
     Table,
     Text,
@@ -40,10 +39,8 @@ if TYPE_CHECKING:
     from .models import ArchivedJobMixin, JobMixin
 
 MOST_ATTEMPTS = 2_147_483_646
-_LIBRARY = frozenset(
-    "job_id queue job_type payload attempts enqueued_at process_at"
-    " claim_id claimed_by claimed_until crashes last_error".split()
-)
+_PROLETARIANS = ("job_id", "queue", "job_type", "payload", "attempts", "enqueued_at", "process_at")
+_LIBRARY = frozenset((*_PROLETARIANS, "claim_id", "claimed_by", "claimed_until", "crashes", "last_error"))
 
 
 class Statements:
@@ -55,8 +52,8 @@ class Statements:
     """
 
     def __init__(self, job_model: type[JobMixin], archived_model: type[ArchivedJobMixin]) -> None:
-        self.job: Table = job_model.__table__  # type: ignore[attr-defined]
-        self._archived: Table = archived_model.__table__  # type: ignore[attr-defined]
+        self.job = _table(job_model)
+        self._archived = _table(archived_model)
         self._archived_columns = inspect(archived_model).columns
         columns = inspect(job_model).columns
         self.extras = {key: columns[key] for key in columns.keys() if key not in _LIBRARY}
@@ -78,7 +75,7 @@ class Statements:
         """The app's own columns, under names that cannot collide with ours."""
         return [column.label(f"extra_{key}") for key, column in self.extras.items()]
 
-    def _candidates(self, *, any_type: bool, skip: bool) -> Select[Any]:
+    def _candidates(self, *, any_type: bool, skip: bool) -> Any:
         job = self.job.c
         expired = case((job.claimed_until.is_not(None), 1), else_=0)
         conditions = [
@@ -114,7 +111,7 @@ class Statements:
     def _take(self) -> Any:
         job = self.job.c
         free = job.claimed_until.is_(None)
-        statement = (
+        statement: Any = (
             update(self.job)
             .where(job.job_id == any_(bindparam("ids", type_=ARRAY(job.job_id.type))))
             .values(
@@ -214,3 +211,8 @@ class Statements:
 
     def _job_column(self, key: str) -> Any:
         return self.extras[key] if key in self.extras else self.job.c[key]
+
+
+def _table(model: Any) -> Table:
+    table: Table = model.__table__
+    return table

@@ -11,7 +11,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import FrameType, TracebackType
@@ -120,14 +120,7 @@ class Worker:
 
     def start(self) -> bool:
         """Start the threads and return at once; give whether this call did it (a running worker stays as it is)."""
-        with self._starting:
-            if self.running:
-                return False
-            self._jobs.refuse_coroutines()
-            configure_mappers()
-            self._shift = self._make_shift()
-            self._shift.start()
-            return True
+        return self._begin()[1]
 
     def stop(self, timeout: timedelta | None = None) -> bool:
         """Stop: claim no more, interrupt running jobs, wait for them, release what does not end.
@@ -160,9 +153,7 @@ class Worker:
         takes no signals, it waits until somebody calls ``stop``.
         """
         with _signals() as inbox:
-            self.start()
-            shift = self._shift
-            assert shift is not None
+            shift, _ = self._begin()
             shift.tell_when_done(inbox)
             timeout = self._termination_timeout
             echo: tuple[int | None, float] = (None, 0.0)
@@ -178,6 +169,17 @@ class Worker:
                     timeout = timedelta(0)
                 shift.begin_stop(timeout)
             return shift.wait()
+
+    def _begin(self) -> tuple[Shift, bool]:
+        """Give the shift that runs, and whether it was begun by this call."""
+        with self._starting:
+            if self._shift is not None and not self._shift.done.is_set():
+                return self._shift, False
+            self._jobs.refuse_coroutines()
+            configure_mappers()
+            self._shift = shift = self._make_shift()
+            shift.start()
+            return shift, True
 
     def _make_shift(self) -> Shift:
         execution = build_execution(
@@ -228,11 +230,11 @@ def _next(inbox: queues.SimpleQueue[int | None], shift: Shift) -> int | None:
 
 
 @contextmanager
-def _signals() -> Iterator[queues.SimpleQueue[int | None]]:
+def _signals() -> Generator[queues.SimpleQueue[int | None], None, None]:
     """Send SIGTERM and SIGINT to a queue for as long as the context lasts (``SimpleQueue.put`` is reentrant)."""
     inbox: queues.SimpleQueue[int | None] = queues.SimpleQueue()
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def note(number: int, _: FrameType | None) -> None:
         inbox.put(number)
 
     if threading.current_thread() is not threading.main_thread():
