@@ -1,7 +1,7 @@
 """The feeder: one for each worker, with one connection of its own.
 
 It owns everything that must go on while handlers are busy: claiming, settling in groups, renewing leases, giving back.
-It refuses to run handlers; those get their jobs from the :class:`Tray`, so that a thread that has finished thirty
+It refuses to run handlers; those get their jobs from the ``tray``, so that a thread that has finished thirty
 small jobs and begun a long one need not settle anything.
 """
 
@@ -21,8 +21,9 @@ from .dialects import Trouble, trouble
 from .errors import ConfigurationError
 from .execution import Execution
 from .polling import LONGEST_WAIT, FinishRate, back_off, jittered, wanted
-from .runs import Report, Run, Settled
+from .runs import Report, Run
 from .transactions import SYSTEMIC
+from .tray import Tray
 
 OnPollingError = Callable[[BaseException], Any]
 """``(error) -> anything``: a true answer stops the worker."""
@@ -35,44 +36,6 @@ _MISSING = (
     "the job table is missing, or is not the one that this version needs; run the migrations (alembic upgrade head). "
     "The worker keeps polling"
 )
-
-
-class Tray:
-    """Where the feeder puts work and handler threads take it: runs, and ``on_failed`` calls that are due."""
-
-    def __init__(self) -> None:
-        self._items: deque[Run | Settled] = deque()
-        self._changed = threading.Condition()
-        self._closed = False
-
-    def put(self, items: Iterable[Run | Settled]) -> None:
-        """Add work at the end."""
-        with self._changed:
-            self._items.extend(items)
-            self._changed.notify_all()
-
-    def take(self) -> Run | Settled | None:
-        """Wait for work and take it; ``None`` when the tray is closed and empty."""
-        with self._changed:
-            while not self._items:
-                if self._closed:
-                    return None
-                self._changed.wait()
-            return self._items.popleft()
-
-    def take_back(self, claimed_before: float) -> list[Run]:
-        """Take out the runs that were claimed before that moment and have not been started."""
-        with self._changed:
-            old = [item for item in self._items if isinstance(item, Run) and item.claim.claimed_at < claimed_before]
-            if old:
-                self._items = deque(item for item in self._items if item not in old)
-            return old
-
-    def close(self) -> None:
-        """Let the threads end once the tray is empty."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
 
 
 class Feeder:

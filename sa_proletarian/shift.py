@@ -14,9 +14,10 @@ from typing import Any
 
 from . import clock, events
 from .execution import Execution
-from .feeder import Feeder, OnPollingError, Tray
+from .feeder import Feeder, OnPollingError
 from .outcomes import connection_died
 from .runs import Report, Run
+from .tray import Tray
 
 DONE = None
 """What ``tell_when_done`` puts into the inbox."""

@@ -1,0 +1,50 @@
+"""The tray between the feeder and the handler threads.
+
+It owns work that waits to be begun, and the waiting for it. It refuses to know what the work is.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable
+
+from .runs import Run, Settled
+
+
+class Tray:
+    """Where the feeder puts work and handler threads take it: runs, and ``on_failed`` calls that are due."""
+
+    def __init__(self) -> None:
+        self._items: deque[Run | Settled] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def put(self, items: Iterable[Run | Settled]) -> None:
+        """Add work at the end."""
+        with self._changed:
+            self._items.extend(items)
+            self._changed.notify_all()
+
+    def take(self) -> Run | Settled | None:
+        """Wait for work and take it; ``None`` when the tray is closed and empty."""
+        with self._changed:
+            while not self._items:
+                if self._closed:
+                    return None
+                self._changed.wait()
+            return self._items.popleft()
+
+    def take_back(self, claimed_before: float) -> list[Run]:
+        """Take out the runs that were claimed before that moment and have not been started."""
+        with self._changed:
+            old = [item for item in self._items if isinstance(item, Run) and item.claim.claimed_at < claimed_before]
+            if old:
+                self._items = deque(item for item in self._items if item not in old)
+            return old
+
+    def close(self) -> None:
+        """Let the threads end once the tray is empty."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
