@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import DateTime, exc
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
+from sqlalchemy.types import TypeEngine
 
 SUPPORTED = ("postgresql",)
 
@@ -20,15 +21,15 @@ SUPPORTED = ("postgresql",)
 class statement_now(FunctionElement[Any]):
     """The database's clock at the start of the statement: stable, so that an index can serve a comparison with it."""
 
-    type = DateTime(timezone=True)
-    inherit_cache = True
+    type: TypeEngine[Any] = DateTime(timezone=True)
+    inherit_cache: bool | None = True
 
 
 class clock_now(FunctionElement[Any]):
     """The database's clock at this very moment, also late in a long transaction, where ``now()`` stands still."""
 
-    type = DateTime(timezone=True)
-    inherit_cache = True
+    type: TypeEngine[Any] = DateTime(timezone=True)
+    inherit_cache: bool | None = True
 
 
 @compiles(statement_now, "postgresql")

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 from .errors import describe, frames
 from .retry import RetrySpec
 
-logger = logging.getLogger("sa_proletarian")
+logger: logging.Logger = logging.getLogger("sa_proletarian")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from .clock import unix_nanoseconds
 
-JobIdStrategy = Callable[[], Any]
-"""Gives a fresh id, or ``None`` where the database makes it (see :func:`database_generated`)."""
+
+class JobIdStrategy(Protocol):
+    """Gives a fresh id, or ``None`` where the database makes it (see :func:`database_generated`)."""
+
+    def __call__(self) -> Any: ...
+
 
 _lock = threading.Lock()
 _last = 0

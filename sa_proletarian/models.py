@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 from uuid import UUID
 
@@ -34,8 +34,8 @@ NAME_LIMIT = 200
 
 _NAME = re.compile(r"[A-Za-z0-9_.:\-]{1,200}", re.ASCII)
 # Python's calendar, less a day at either end for the time zones of sessions
-EARLIEST = datetime(1, 1, 3, tzinfo=timezone.utc)
-LATEST = datetime(9999, 12, 30, tzinfo=timezone.utc)
+EARLIEST = datetime(1, 1, 3, tzinfo=UTC)
+LATEST = datetime(9999, 12, 30, tzinfo=UTC)
 
 _timestamp = DateTime(timezone=True).with_variant(DATETIME(fsp=6), "mysql", "mariadb")
 _json = JSON().with_variant(JSONB(), "postgresql")
@@ -123,17 +123,16 @@ class JobMixin(_QueueTable):
     ) -> None:
         now = columns.pop("enqueued_at", None)
         now = clock.system_clock() if now is None else _instant("enqueued_at", now)
-        super().__init__(
-            **_given_id(self, job_id),
-            queue=checked_name("queue", queue),
-            job_type=checked_name("job_type", job_type),
-            payload=serializers.checked(self.serializer.encode(payload)),
-            attempts=0,
-            enqueued_at=now,
-            process_at=due_at(now, process_at, process_in),
-            crashes=0,
-            **columns,
-        )
+        own: dict[str, Any] = {
+            "queue": checked_name("queue", queue),
+            "job_type": checked_name("job_type", job_type),
+            "payload": serializers.checked(self.serializer.encode(payload)),
+            "attempts": 0,
+            "enqueued_at": now,
+            "process_at": due_at(now, process_at, process_in),
+            "crashes": 0,
+        }
+        super().__init__(**_given_id(type(self), job_id), **own, **columns)
 
     @property
     def interrupted(self) -> bool:
@@ -209,7 +208,7 @@ def _instant(what: str, value: object) -> datetime:
     if value.utcoffset() is None:
         raise TypeError(f"{what} must be an aware datetime, got the naive {value!r}")
     try:
-        instant = value.astimezone(timezone.utc)
+        instant = value.astimezone(UTC)
     except OverflowError:
         instant = EARLIEST if value.year < 5000 else LATEST
     if instant >= LATEST:
@@ -217,12 +216,12 @@ def _instant(what: str, value: object) -> datetime:
     return max(instant, EARLIEST)
 
 
-def _given_id(job: JobMixin, job_id: Any) -> dict[str, Any]:
+def _given_id(model: type[JobMixin], job_id: Any) -> dict[str, Any]:
     if job_id is None:
-        job_id = job.job_id_strategy()
+        job_id = model.job_id_strategy()
     if job_id is None:
         return {}
-    expected = job.__table__.c.job_id.type.python_type  # type: ignore[attr-defined]
+    expected: type = inspect(model).columns["job_id"].type.python_type
     if not isinstance(job_id, expected) or isinstance(job_id, bool):
         raise TypeError(f"job_id must be a {expected.__name__}, got {job_id!r}")
     return {"job_id": job_id}
@@ -255,7 +254,7 @@ def _final(name: str) -> conv:
     return conv(name)
 
 
-metadata = MetaData()
+metadata: MetaData = MetaData()
 """The tables of the default models; name it in ``target_metadata`` if you use them."""
 
 

@@ -104,7 +104,7 @@ def is_last_chance(crashes: int, ceiling: int) -> bool:
 
 def back_off(failures: int, chance: Callable[[], float] = random.random) -> float:
     """Give the seconds to wait after so many failures in a row: doubling up to 5 s, with jitter by half either way."""
-    exact = min(LONGEST_BACK_OFF, FIRST_BACK_OFF * 2 ** min(failures - 1, 16))
+    exact = min(LONGEST_BACK_OFF, FIRST_BACK_OFF * 2.0 ** min(failures - 1, 16))
     return exact * (0.5 + chance())
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from sqlalchemy import Engine, inspect
-from sqlalchemy.orm import configure_mappers
+from sqlalchemy.orm import Mapper, configure_mappers
 
 from . import clock as clocks
 from . import events, outbox
@@ -28,7 +28,20 @@ _INLINE_LEASE = timedelta(seconds=30)
 _INLINE_CEILING = 5
 
 
-class Proletarian(Registry):
+M = TypeVar("M", bound=JobMixin)
+
+if TYPE_CHECKING:
+    # with a default, so that a bare ``Proletarian`` means one of any models; SQLAlchemy's dependency, and not one of ours
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    J = TypeVarWithDefault("J", bound=JobMixin, default=Any)
+    A = TypeVarWithDefault("A", bound=ArchivedJobMixin, default=Any)
+else:
+    J = TypeVar("J", bound=JobMixin)
+    A = TypeVar("A", bound=ArchivedJobMixin)
+
+
+class Proletarian(Registry, Generic[J, A]):
     """The jobs of an app: its two models, and its handlers.
 
     :param job_model: the app's class of :class:`JobMixin`; by default the library's own :class:`Job`.
@@ -36,6 +49,15 @@ class Proletarian(Registry):
     :param clock: gives the current instant for ``enqueued_at`` and for relative due times, as an aware ``datetime``; the
         default is the system's. After the enqueue only the database's clock counts.
     """
+
+    @overload
+    def __init__(self: Proletarian[Job, ArchivedJob], *, clock: clocks.Clock = ...) -> None: ...
+
+    @overload
+    def __init__(self: Proletarian[M, ArchivedJob], job_model: type[M], *, clock: clocks.Clock = ...) -> None: ...
+
+    @overload
+    def __init__(self, job_model: type[J], archived_model: type[A], *, clock: clocks.Clock = ...) -> None: ...
 
     def __init__(
         self,
@@ -47,13 +69,14 @@ class Proletarian(Registry):
         super().__init__()
         if not callable(clock):
             raise TypeError(f"clock must be a function that gives an aware datetime, got {clock!r}")
-        self.job_model = _checked_model(job_model, JobMixin)
-        self.archived_model = _checked_model(archived_model, ArchivedJobMixin)
-        self.clock = clock
+        self.job_model: type[J] = _checked_model(job_model, JobMixin)
+        self.archived_model: type[A] = _checked_model(archived_model, ArchivedJobMixin)
+        self.clock: clocks.Clock = clock
 
     def enqueue(
         self,
         target: Any,
+        /,
         job_type: str | Callable[..., Any],
         payload: Any = None,
         *,
@@ -62,7 +85,7 @@ class Proletarian(Registry):
         process_in: timedelta | None = None,
         job_id: Any = None,
         **columns: Any,
-    ) -> Any:
+    ) -> J:
         """Enqueue a job in the caller's own transaction; it exists when, and only if, the caller commits.
 
         :param target: a ``Session``, ``AsyncSession``, ``scoped_session``, ``async_scoped_session``, Flask-SQLAlchemy's
@@ -91,7 +114,7 @@ class Proletarian(Registry):
         )
         return outbox.put(target, job)
 
-    def requeue(self, target: Any, archived: Any, **options: Any) -> Any:
+    def requeue(self, target: Any, /, archived: A, **options: Any) -> J:
         """Enqueue an archived job again, under a new id and with all its attempts ahead; the archive keeps its row.
 
         :param target: as for :meth:`enqueue`.
@@ -101,7 +124,7 @@ class Proletarian(Registry):
         if not isinstance(archived, self.archived_model):
             raise TypeError(f"requeue takes a {self.archived_model.__name__}, got a {type(archived).__name__}")
         payload = self.job_model.serializer.decode(archived.payload)
-        values = {"queue": archived.queue, **self._shared_columns(archived), **options}
+        values: dict[str, Any] = {"queue": archived.queue, **self._shared_columns(archived), **options}
         return self.enqueue(target, archived.job_type, payload, **values)
 
     def process_next(
@@ -157,7 +180,7 @@ class Proletarian(Registry):
 def _checked_model(model: Any, mixin: type[Any]) -> Any:
     if not isinstance(model, type) or not issubclass(model, mixin):
         raise TypeError(f"expected a model made with {mixin.__name__}, got {model!r}")
-    mapper = inspect(model, raiseerr=False)
+    mapper: Mapper[Any] | None = inspect(model, raiseerr=False)
     if mapper is None:
         raise TypeError(f"{model.__name__} is not mapped: it needs a declarative base besides {mixin.__name__}")
     if [column.key for column in mapper.primary_key] != ["job_id"]:

@@ -32,7 +32,7 @@ class Retry:
     delays: Sequence[timedelta] | None = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.retries, int) or isinstance(self.retries, bool):
+        if not isinstance(self.retries, int) or isinstance(self.retries, bool):  # type: ignore[redundant-expr]
             raise TypeError(f"retries must be an int, got {self.retries!r}")
         if self.retries < 0:
             raise ValueError(f"retries must not be negative, got {self.retries}")

@@ -15,7 +15,7 @@ from datetime import date, datetime, time
 from decimal import Decimal
 from enum import Enum
 from types import NoneType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 from uuid import UUID
 
 MAX_DEPTH = 100
@@ -91,7 +91,7 @@ class _Walk:
                 return check(value)
         if depth >= MAX_DEPTH:
             raise ValueError(_TOO_DEEP)
-        if isinstance(value, Mapping):
+        if _is_mapping(value):
             return {_key(key): self.plain(item, depth + 1) for key, item in value.items()}
         return [self.plain(item, depth + 1) for item in value]
 
@@ -142,6 +142,10 @@ def _fields_of_struct(struct: Any) -> dict[str, Any]:
     tag = {} if config.tag_field is None else {config.tag_field: config.tag}
     values = (getattr(struct, name) for name in struct.__struct_fields__)
     return tag | dict(zip(struct.__struct_encode_fields__, values, strict=True))
+
+
+def _is_mapping(value: Any) -> TypeGuard[Mapping[Any, Any]]:
+    return isinstance(value, Mapping)
 
 
 def _text(value: str) -> str:
