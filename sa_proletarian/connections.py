@@ -104,10 +104,10 @@ def _keep_alive(dbapi_connection: Any, record: Any) -> None:
     if getattr(dbapi_connection, "autocommit", False):
         dbapi_connection.close()  # SQLAlchemy 2.0 leaves open what a listener refuses
         raise ConfigurationError(_AUTOCOMMIT)
-    with suppress(Exception):  # a unix socket, a driver without fileno, a platform without the option
-        with socket.socket(fileno=os.dup(dbapi_connection.fileno())) as tcp:
-            if tcp.family in (socket.AF_INET, socket.AF_INET6):
-                _set_keepalives(tcp)
+    # suppressed: a unix socket, a driver without fileno, a platform without the option
+    with suppress(Exception), socket.socket(fileno=os.dup(dbapi_connection.fileno())) as tcp:
+        if tcp.family in (socket.AF_INET, socket.AF_INET6):
+            _set_keepalives(tcp)
 
 
 def _set_keepalives(tcp: socket.socket) -> None:

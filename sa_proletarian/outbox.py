@@ -47,9 +47,11 @@ def _refusal(target: Any) -> str:
     if isinstance(target, type):
         return f"enqueue takes a session or a connection, got the class {target.__name__}: make one of it"
     if isinstance(target, sessionmaker) or type(target).__name__ == "async_sessionmaker":
-        return "enqueue takes a session or a connection, not a sessionmaker: call it, and enqueue in the session that it gives"
+        return (
+            "enqueue takes a session or a connection, not a sessionmaker: call it and enqueue in the session that it gives"
+        )
     if hasattr(target, "run_sync"):
-        return "an AsyncConnection cannot be enqueued on directly; use: await connection.run_sync(jobs.enqueue, job_type, …)"
+        return "enqueue on an AsyncConnection by: await connection.run_sync(jobs.enqueue, job_type, …)"
     if hasattr(target, "connect"):
         return "enqueue takes a session or a connection, not an engine: the job must be part of your transaction"
     return f"enqueue takes a session or a connection, got a {type(target).__name__}"

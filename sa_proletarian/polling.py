@@ -50,7 +50,7 @@ class FinishRate:
 
 
 def capacity(slots: int, per_second: float) -> int:
-    """Give how many jobs a worker may have claimed at once: what it finishes in a quarter of a second, at least a job a slot."""
+    """Give how many jobs a worker may have claimed at once: a quarter of a second's work, but at least one a slot."""
     return max(slots, min(LARGEST_BATCH, int(per_second * BATCH_SPAN)))
 
 

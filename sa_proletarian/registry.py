@@ -63,7 +63,7 @@ class Registry:
             if not callable(function):
                 raise TypeError(f"a handler must be callable, got {function!r}")
             if python_inspect.isgeneratorfunction(function) or python_inspect.isasyncgenfunction(function):
-                raise TypeError(f"a handler must be a plain function, got the generator {function!r}: its body would not run")
+                raise TypeError(f"a handler must not be a generator, whose body would not run; got {function!r}")
             if name in self._registrations:
                 raise ValueError(f"job type {name!r} has a handler already")
             self._registrations[name] = Registration(function, retry, on_failed)
@@ -98,4 +98,5 @@ class Registry:
 
 
 def _is_coroutine_function(function: Any) -> bool:
-    return any(map(python_inspect.iscoroutinefunction, (function, getattr(function, "__call__", None))))
+    # also an object whose class has an async __call__
+    return any(map(python_inspect.iscoroutinefunction, (function, getattr(type(function), "__call__", None))))  # noqa: B004

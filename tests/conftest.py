@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 import threading
 from collections import Counter
@@ -10,6 +11,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
+import hypothesis
 import pytest
 import sqlalchemy
 from sqlalchemy import URL, Engine, create_engine, text
@@ -18,9 +20,20 @@ from sa_proletarian import Proletarian, Worker, metadata
 from sa_proletarian.embedded import EmbeddedPostgres, EmbeddedPostgresError, find_programs
 from sa_proletarian.events import Event
 
+# a slow moment of the machine is no failure
+hypothesis.settings.register_profile("patient", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("patient")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--postgresql", type=int, default=18, help="major version of the server that the tests run on")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the seed of Hypothesis here, so that every run has another one and says which."""
+    if config.getoption("hypothesis_seed") is None:
+        config.option.hypothesis_seed = str(secrets.randbelow(2**32))
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -29,7 +42,8 @@ def pytest_report_header(config: pytest.Config) -> str:
     except EmbeddedPostgresError as missing:
         raise pytest.UsageError(str(missing)) from missing
     server = subprocess.run([programs / "postgres", "--version"], capture_output=True, text=True, check=True)
-    return f"{server.stdout.strip()}, SQLAlchemy {sqlalchemy.__version__}"
+    seed = f"--hypothesis-seed={config.option.hypothesis_seed}"
+    return f"{server.stdout.strip()}, SQLAlchemy {sqlalchemy.__version__}, {seed}"
 
 
 @pytest.fixture(scope="session")

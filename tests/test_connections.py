@@ -52,7 +52,9 @@ def ask(engine, question):
 # a pool of its own
 
 
-@pytest.mark.parametrize("pool", [{}, {"pool_size": 1, "max_overflow": 0}, {"poolclass": NullPool}, {"poolclass": StaticPool}])
+@pytest.mark.parametrize(
+    "pool", [{}, {"pool_size": 1, "max_overflow": 0}, {"poolclass": NullPool}, {"poolclass": StaticPool}]
+)
 def test_takes_no_connection_from_the_apps_pool(make, own, pool):
     app = make(**pool)
     worker = own(app)

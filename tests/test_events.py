@@ -68,11 +68,24 @@ def by_name(name):
     return made(next(kind for kind in kinds() if kind.name == name))
 
 
-PROLETARIANS = """
-    polling_for_jobs handling_job job_finished job_interrupted handle_job_exception handle_job_exception_with_interrupt
-    retrying not_retrying sql_transient_exception worker_interrupted job_worker_error queue_worker_shutdown_error
-    shutting_down already_shut_down completed_shutdown interrupted_while_shutting_down
-""".split()
+PROLETARIANS = [
+    "polling_for_jobs",
+    "handling_job",
+    "job_finished",
+    "job_interrupted",
+    "handle_job_exception",
+    "handle_job_exception_with_interrupt",
+    "retrying",
+    "not_retrying",
+    "sql_transient_exception",
+    "worker_interrupted",
+    "job_worker_error",
+    "queue_worker_shutdown_error",
+    "shutting_down",
+    "already_shut_down",
+    "completed_shutdown",
+    "interrupted_while_shutting_down",
+]
 
 
 @pytest.mark.parametrize("name", PROLETARIANS)
@@ -157,11 +170,12 @@ def test_the_default_listener_writes_each_event_at_its_level(caplog, name, level
 def test_a_line_reads_as_name_and_pairs(caplog):
     caplog.set_level("INFO", "sa_proletarian")
     log_event(by_name("retrying"))
-    assert caplog.messages == [
+    [line] = caplog.messages
+    assert line == (
         "retrying worker_id=proletarian[default]@host:1:ab12 queue=default thread=MainThread"
         " job_id=00000000-0000-0000-0000-000000000007 job_type=welcome attempt=2"
         " retry_at=2026-03-01T12:30:00.123+00:00 retries_left=3"
-    ]
+    )
 
 
 def test_structured_formatters_find_the_fields_in_the_record(caplog):

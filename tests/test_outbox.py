@@ -177,7 +177,7 @@ def test_flask_sqlalchemys_session_takes_a_job(tables, database_url, jobs, store
         db.session.commit()
         return str(job.job_id)
 
-    # the default models are on another metadata than db.Model: Flask-SQLAlchemy's session binds to its own engine all the same
+    # the default models are on another metadata than db.Model, and take Flask-SQLAlchemy's own engine all the same
     with app.test_client() as client:
         assert client.post("/signup?fail=1").status_code == 400
         assert stored() == []
@@ -220,7 +220,7 @@ def test_a_connection_and_a_session_store_the_same(app, jobs, rows, payload):
         jobs.enqueue(connection, "welcome", payload, process_at=NOON + 400 * 24 * HOUR)
     with Session(app) as session, session.begin():
         jobs.enqueue(session, "welcome", payload, process_at=NOON + 400 * 24 * HOUR)
-    columns = "queue, job_type, payload::text, payload IS NULL, attempts, crashes, process_at, claim_id, claimed_by, last_error"
+    columns = "queue, job_type, payload::text, payload IS NULL, attempts, crashes, process_at, claim_id, last_error"
     one, other = rows(f"SELECT {columns} FROM proletarian_job")
     assert one == other
     assert one[3] is False, "null is a payload too"
@@ -247,7 +247,7 @@ def test_a_rolled_back_async_session_leaves_no_job(run_async, jobs, stored):
             async with AsyncSession(engine) as session, session.begin():
                 jobs.enqueue(session, "welcome", PAYLOAD)
                 await session.flush()
-                1 / 0  # noqa: B018
+                1 / 0
 
     run_async(enqueue)
     assert stored() == []
@@ -305,7 +305,7 @@ class AsyncLooking:
         (lambda engine: async_sessionmaker(), "not a sessionmaker: call it"),
         (lambda engine: Session, "got the class Session: make one of it"),
         (lambda engine: AsyncSession, "got the class AsyncSession: make one of it"),
-        (lambda engine: AsyncLooking(), r"use: await connection.run_sync\(jobs.enqueue, job_type"),
+        (lambda engine: AsyncLooking(), r"by: await connection.run_sync\(jobs.enqueue, job_type"),
         (lambda engine: None, "got a NoneType"),
         (lambda engine: "postgresql://", "got a str"),
         (lambda engine: engine.raw_connection, "got a method"),
@@ -411,7 +411,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("given", "error"), BAD, ids=[f"{next(iter(given))}-{number}" for number, (given, _) in enumerate(BAD)])
+@pytest.mark.parametrize(
+    ("given", "error"), BAD, ids=[f"{next(iter(given))}-{number}" for number, (given, _) in enumerate(BAD)]
+)
 def test_bad_input_raises_before_any_sql_and_the_transaction_around_it_commits(app, jobs, rows, given, error):
     arguments = {"job_type": "welcome", "payload": PAYLOAD, **given}
     with Session(app) as session, session.begin():

@@ -124,7 +124,9 @@ def test_whatever_a_handler_raises_is_its_failure(error):
     assert rule(error, job(), ONCE_MORE).outcome is Outcome.RETRIED
 
 
-@pytest.mark.parametrize("make", [lambda: Snooze(5), lambda: Snooze(1.5), lambda: Snooze(None), lambda: Cancel(7), lambda: Cancel(None)])
+@pytest.mark.parametrize(
+    "make", [lambda: Snooze(5), lambda: Snooze(1.5), lambda: Snooze(None), lambda: Cancel(7), lambda: Cancel(None)]
+)
 def test_control_flow_takes_spans_and_texts_only(make):
     with pytest.raises(TypeError, match="Snooze takes a timedelta|Cancel takes a text"):
         make()

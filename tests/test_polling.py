@@ -157,7 +157,9 @@ def test_no_suspect_ever_shares_a_batch_and_every_job_has_its_turn(crashes, ceil
         assert not (choice.wants_solitude and idle), "an idle worker waits for nothing"
 
 
-@pytest.mark.parametrize(("crashes", "ceiling", "last"), [(0, 1, False), (3, 5, False), (4, 5, True), (5, 5, False), (1, 2, True)])
+@pytest.mark.parametrize(
+    ("crashes", "ceiling", "last"), [(0, 1, False), (3, 5, False), (4, 5, True), (5, 5, False), (1, 2, True)]
+)
 def test_the_last_chance_is_the_crash_before_the_ceiling(crashes, ceiling, last):
     assert is_last_chance(crashes, ceiling) is last
 

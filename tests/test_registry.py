@@ -131,7 +131,7 @@ async def async_generator(session, job):
 
 @pytest.mark.parametrize("function", [generator, async_generator])
 def test_a_generator_is_refused_because_its_body_would_never_run(jobs, function):
-    with pytest.raises(TypeError, match="its body would not run"):
+    with pytest.raises(TypeError, match="a generator, whose body would not run"):
         jobs.handler("welcome")(function)
 
 

@@ -55,8 +55,8 @@ def test_retry_spec_is_proletarians_retry_data(retries, delays, attempts, retrie
 
 
 @pytest.mark.parametrize(
-    ("retries", "delays"), [(0, None), (1, None), (10, None), (10, []), (10, [0]), (10, [1000]), (2, [2000, 4000]),
-                            (2, [2000, 4000, 8000, 8000])]
+    ("retries", "delays"),
+    [(0, None), (1, None), (10, None), (10, []), (10, [0]), (10, [1000]), (2, [2000, 4000]), (2, [2000, 4000, 8000, 8000])],
 )
 def test_what_proletarian_calls_a_valid_strategy_is_one(retries, delays):
     Retry(retries, milliseconds(delays))

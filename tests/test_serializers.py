@@ -398,8 +398,8 @@ def test_decoding_imports_nothing():
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"))
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.integers(-(10**400), 10**400) | st.floats(allow_nan=False, allow_infinity=False)
-    | texts,
+    st.none() | st.booleans() | st.integers() | st.integers(-(10**400), 10**400) | texts
+    | st.floats(allow_nan=False, allow_infinity=False),
     lambda children: st.lists(children, max_size=5) | st.dictionaries(texts, children, max_size=5),
     max_leaves=25,
 )  # fmt: skip
@@ -420,7 +420,9 @@ def same(stored, given):
     if isinstance(given, list):
         return isinstance(stored, list) and len(stored) == len(given) and all(map(same, stored, given))
     if isinstance(given, dict):
-        return isinstance(stored, dict) and stored.keys() == given.keys() and all(same(stored[key], given[key]) for key in given)
+        if not isinstance(stored, dict) or stored.keys() != given.keys():
+            return False
+        return all(same(stored[key], given[key]) for key in given)
     return type(stored) is type(given) and stored == given
 
 
@@ -446,18 +448,15 @@ def test_whatever_is_accepted_is_json_that_can_be_stored_and_whatever_is_not_is_
 def through(tables):
     """Send a payload through a real jsonb column, all in one transaction."""
     with tables.connect() as connection:
-        connection.execute(text("CREATE TEMP TABLE shelf (payload jsonb)"))
 
         def through(value):
-            statement = insert(Job.__table__).values(
-                {
-                    **{"job_id": uuid.uuid4(), "queue": "q", "job_type": "t", "payload": value},
-                    **{"attempts": 0, "crashes": 0, "enqueued_at": NOON, "process_at": NOON},
-                }
-            )
+            job = {"job_id": uuid.uuid4(), "queue": "q", "job_type": "t", "payload": value}
+            counts = {"attempts": 0, "crashes": 0, "enqueued_at": NOON, "process_at": NOON}
+            statement = insert(Job.__table__).values({**job, **counts})
             key = connection.execute(statement).inserted_primary_key[0]
             stored = connection.execute(select(Job.payload).where(Job.job_id == key)).scalar_one()
-            as_text = connection.execute(text("SELECT payload::text FROM proletarian_job WHERE job_id = :k"), {"k": key}).scalar_one()
+            question = text("SELECT payload::text FROM proletarian_job WHERE job_id = :key")
+            as_text = connection.execute(question, {"key": key}).scalar_one()
             assert same(loads(as_text), value), "a worker reads the column as text"
             return stored
 
