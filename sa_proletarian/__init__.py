@@ -24,6 +24,7 @@ from .errors import (
     TransactionEscaped,
 )
 from .job_ids import database_generated, uuid7
+from .model_factory import models_for
 from .models import ArchivedJob, ArchivedJobMixin, Job, JobMixin, metadata
 from .outcomes import Outcome, Status
 from .proletarian import Proletarian
@@ -59,5 +60,6 @@ __all__ = [
     "events",
     "exponential",
     "metadata",
+    "models_for",
     "uuid7",
 ]

@@ -7,13 +7,15 @@ about sessions: adding and querying is what SQLAlchemy is for.
     class ArchivedJob(ArchivedJobMixin, Base): ...   # table proletarian_archived_job
 
 Set ``__tablename__`` and ``__table_args__`` as in any model; the index and the CHECKs stay. Further columns are welcome:
-``enqueue(..., tenant_id=7)`` sets them, and a column of the same name in the archive receives them.
+``enqueue(..., tenant_id=7)`` sets them, and a column of the same name in the archive receives them. Where a base writes the
+constructors of its models (``MappedAsDataclass``, SQLModel), ``models_for`` makes the two models.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 from uuid import UUID
@@ -21,7 +23,7 @@ from uuid import UUID
 from sqlalchemy import JSON, CheckConstraint, DateTime, Index, Integer, MetaData, String, Table, Text, Uuid, inspect
 from sqlalchemy.dialects.mysql import DATETIME
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
 from sqlalchemy.sql.elements import conv
 
 from . import clock, serializers
@@ -51,6 +53,13 @@ class RunningJob(Protocol):
     def sleep(self, span: timedelta) -> None: ...
 
 
+def _two_constructors(model: type[Any]) -> TypeError:
+    return TypeError(
+        f"{model.__name__}: a dataclass or an SQLModel gets a constructor of its own, but JobMixin and ArchivedJobMixin "
+        "need theirs: write Job, ArchivedJob = models_for(Base) instead"
+    )
+
+
 class _QueueTable:
     """What both tables share: the columns of Proletarian, and how a table gets its CHECKs and index."""
 
@@ -65,9 +74,16 @@ class _QueueTable:
     enqueued_at: Mapped[datetime] = mapped_column(_timestamp, nullable=False, sort_order=-95)
     process_at: Mapped[datetime] = mapped_column(_timestamp, nullable=False, sort_order=-94)
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        if issubclass(cls, MappedAsDataclass) or hasattr(cls, "__pydantic_fields__"):
+            raise _two_constructors(cls)
+        super().__init_subclass__(**options)
+
     @classmethod
     def __table_cls__(cls, *args: Any, **options: Any) -> Table | None:
         """Make the table, then add what must be there whatever the app's ``__table_args__`` say."""
+        if is_dataclass(cls):  # made one by a decorator, or by a base that comes before the mixin
+            raise _two_constructors(cls)
         make: Callable[..., Table | None] = getattr(super(), "__table_cls__", Table)
         options.setdefault("comment", f"sa_proletarian schema v{SCHEMA_VERSION}")
         table = make(*args, **options)
@@ -132,7 +148,11 @@ class JobMixin(_QueueTable):
             "process_at": due_at(now, process_at, process_in),
             "crashes": 0,
         }
-        super().__init__(**_given_id(type(self), job_id), **own, **columns)
+        own |= _given_id(type(self), job_id)
+        if super(_QueueTable, type(self)).__init__ is object.__init__:  # of @registry.mapped, without a base
+            inspect(type(self)).registry.constructor(self, **own, **columns)
+        else:
+            super().__init__(**own, **columns)
 
     @property
     def interrupted(self) -> bool:

@@ -184,5 +184,8 @@ def _checked_model(model: Any, mixin: type[Any]) -> Any:
     if mapper is None:
         raise TypeError(f"{model.__name__} is not mapped: it needs a declarative base besides {mixin.__name__}")
     if [column.key for column in mapper.primary_key] != ["job_id"]:
-        raise TypeError(f"{model.__name__} has a primary key besides job_id: use a base that does not bring one")
+        raise TypeError(
+            f"{model.__name__} has a primary key besides job_id: use a base that does not bring one, "
+            "or Job, ArchivedJob = models_for(Base)"
+        )
     return model
