@@ -75,7 +75,7 @@ class _QueueTable:
     process_at: Mapped[datetime] = mapped_column(_timestamp, nullable=False, sort_order=-94)
 
     def __init_subclass__(cls, **options: Any) -> None:
-        if issubclass(cls, MappedAsDataclass) or hasattr(cls, "__pydantic_fields__"):
+        if issubclass(cls, MappedAsDataclass) or hasattr(cls, "__pydantic_decorators__"):
             raise _two_constructors(cls)
         super().__init_subclass__(**options)
 

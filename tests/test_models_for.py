@@ -9,7 +9,19 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import BigInteger, DateTime, ForeignKey, Integer, MetaData, String, Text, UniqueConstraint, inspect, text
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    inspect,
+    text,
+)
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -150,14 +162,15 @@ BASES = {
 }
 
 
-@pytest.fixture
-def expected(tables):
-    """Return the description of the default models' tables, in a schema of its own: public is free for the test."""
-    with tables.begin() as connection:
-        connection.execute(text("DROP TABLE effect"))
-        connection.execute(text("ALTER SCHEMA public RENAME TO original"))
-        connection.execute(text("CREATE SCHEMA public"))
-    return described(tables, "original")
+@pytest.fixture(scope="module")
+def expected(postgres):
+    """Return the description of the default models' tables."""
+    engine = create_engine(postgres.url())
+    sa_proletarian.metadata.create_all(engine)
+    found = described(engine)
+    sa_proletarian.metadata.drop_all(engine)
+    engine.dispose()
+    return found
 
 
 @pytest.mark.parametrize("make", BASES.values(), ids=BASES)
