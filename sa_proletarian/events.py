@@ -270,16 +270,18 @@ _ERRORS = (
     ClaimLost,
     JobParked,
     TransactionEscaped,
+    ConnectionDied,
+    ConnectionUnavailable,
+    SqlTransientException,
     JobWorkerError,
     QueueWorkerShutdownError,
 )
-_WARNINGS = (SqlTransientException, UnknownJobTypes, ConnectionDied, ConnectionUnavailable, InterruptedWhileShuttingDown)
 
 
 def log_event(event: Event) -> None:
     """Write ``event`` to the logger ``sa_proletarian``: the default listener.
 
-    Errors and ``not_retrying`` are ``ERROR``, what heals by itself is ``WARNING``, polling is ``DEBUG``, the rest ``INFO``.
+    Errors and ``not_retrying`` are ``ERROR``, polling is ``DEBUG``, the rest ``INFO``.
     The fields of the event are in ``record.proletarian``, a dict, for structured formatters; errors are described there.
     """
     level = level_of(event)
@@ -292,8 +294,6 @@ def level_of(event: Event) -> int:
     """Give the ``logging`` level at which the default listener writes ``event``."""
     if isinstance(event, _ERRORS):
         return logging.ERROR
-    if isinstance(event, _WARNINGS):
-        return logging.WARNING
     return logging.DEBUG if isinstance(event, PollingForJobs) else logging.INFO
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -102,7 +102,7 @@ class Execution:
         failure: BaseException | None = None
         with self.around(run.job) if self.around else nullcontext():
             try:
-                registration.handler(session, run.job)
+                _refuse_coroutine(registration.handler(session, run.job))
             except BaseException as error:
                 failure = error
                 raise
@@ -192,7 +192,7 @@ class Execution:
         return None
 
     def _refused(self, run: Run, error: Exception, *, by_commit: bool = False) -> Ruling:
-        """Rule on a settling that the database refused: whose fault is it?"""
+        """Rule on a settling that the database refused, by whose fault it is."""
         match trouble(error):
             case Trouble.DISCONNECTED:
                 return outcomes.connection_died(error)
@@ -230,6 +230,13 @@ def build_execution(
         session,
         around,
     )
+
+
+def _refuse_coroutine(result: object) -> None:
+    """Take a function that only returns a coroutine for what it is: nothing has been done."""
+    if isinstance(result, Coroutine):
+        result.close()
+        raise TypeError("the handler returned a coroutine that nobody awaits; a threaded worker runs plain functions only")
 
 
 def _tells_of_disconnection(error: BaseException) -> bool:

@@ -512,6 +512,14 @@ def test_whatever_a_handler_raises_is_a_failure(run, rows, error):
     assert archive(rows) == [("failure", 1)]
 
 
+def test_a_handler_that_returns_a_coroutine_has_done_nothing(run, rows):
+    async def work():
+        pass
+
+    assert run(lambda session, job: work()) is Outcome.GAVE_UP
+    assert "coroutine" in rows("SELECT error FROM proletarian_archived_job")[0][0]
+
+
 def test_ctrl_c_in_process_next_releases_the_job_and_is_raised(run, rows):
     def handler(session, job):
         write(session)
