@@ -53,6 +53,8 @@ class Trouble(Enum):
     """A deadlock or serialization failure: the same transaction may work at once."""
     LOCK_TIMEOUT = auto()
     """A lock was not had in time."""
+    CANCELLED = auto()
+    """The statement was cancelled, by a timeout of the server or by somebody."""
     CONSTRAINT = auto()
     """A constraint refuses the statement."""
     MISSING_TABLE = auto()
@@ -68,6 +70,7 @@ _BY_STATE = {
     "25006": Trouble.TRANSIENT,
     "25P03": Trouble.DISCONNECTED,
     "25P04": Trouble.DISCONNECTED,
+    "57014": Trouble.CANCELLED,
     "57P01": Trouble.DISCONNECTED,
     "57P02": Trouble.DISCONNECTED,
     "57P03": Trouble.TRANSIENT,

@@ -31,6 +31,9 @@ import traceback
 from datetime import timedelta
 from typing import Any
 
+LONGEST_DELAY = timedelta(days=3650)
+"""Delays above ten years are refused: they would run out of the calendar."""
+
 _HERE = os.path.dirname(__file__) + os.sep
 _MESSAGE_LIMIT = 4_000
 _FRAMES = 5
@@ -95,8 +98,8 @@ class Snooze(ControlFlow):
     def __init__(self, delay: timedelta) -> None:
         if not isinstance(delay, timedelta):
             raise TypeError(f"Snooze takes a timedelta, got {delay!r}")
-        if delay < timedelta(0):
-            raise ValueError(f"Snooze takes a non-negative timedelta, got {delay!r}")
+        if not timedelta(0) <= delay <= LONGEST_DELAY:
+            raise ValueError(f"Snooze takes a timedelta between 0 and {LONGEST_DELAY.days} days, got {delay!r}")
         super().__init__(f"snoozed for {delay}")
         self.delay = delay
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Engine
 from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.orm import sessionmaker
 
@@ -24,13 +24,13 @@ from . import clock, events, outcomes
 from .conclusion import Conclusion
 from .dialects import Trouble, sqlstate, trouble
 from .errors import ControlFlow, Interrupted, TransactionEscaped
-from .lifecycle import Lifecycle
+from .lifecycle import Held, Lifecycle
 from .outcomes import Outcome, Ruling
 from .registry import OnFailed, Registry
 from .retry import RetryStrategy
 from .runs import Report, Run, Settled, prepare
 from .sessions import open_session
-from .transactions import SETTLE_LOCK_TIMEOUT, Transactions
+from .transactions import SETTLE_LIMITS, Transactions
 
 MOST_CONFLICTS = 5
 
@@ -89,6 +89,7 @@ class Execution:
                 if session.in_transaction():
                     session.commit()
             finally:
+                run.hold.seal()
                 with suppress(Exception):
                     session.close()
         except BaseException as error:
@@ -133,6 +134,8 @@ class Execution:
             self.conclusion.tell(run, events.TransactionEscaped)
             error = TransactionEscaped("the handler ended the transaction behind its session's back")
         self.conclusion.tell(run, events.HandleJobException, error=error)
+        with suppress(Exception):  # the job as it was: the handler may have attached and expired it
+            prepare(run, self.transactions.lifecycle)
         registration = self.registry.registration(run.claim.job_type)
         retry = registration.retry if registration and registration.retry is not None else self.retry
         return outcomes.rule(error, run.job, retry)
@@ -152,56 +155,77 @@ class Execution:
     # settle -----------------------------------------------------------------------------------------------------------
 
     def _settle_held(self, run: Run, ruling: Ruling) -> Report | None:
-        """Settle in the handler's own transaction; where that cannot be, roll it back and record why under the fence."""
-        connection = run.hold.connection()
+        """Settle in the transaction that holds the job: with what the handler has done, or with that undone."""
         if ruling.outcome in _KEPT:
-            verdict = self._commit_with_handler(run, ruling, connection)
+            verdict = self._settle_and_commit(run, ruling)
             if not isinstance(verdict, Ruling):
                 return verdict
             ruling = verdict
+        return Report(run, ruling) if run.hold.died else self._settle_undone(run, ruling)
+
+    def _settle_undone(self, run: Run, ruling: Ruling) -> Report | None:
+        """Undo what the handler has done and settle under the lock that the transaction still has.
+
+        Were the lock given up first, a poll could take the job for crashed whose lease has run out while it was held.
+        """
         report = Report(run, ruling)
         try:
-            connection.rollback()
-            # at once and here: once the row lock is gone, an expired lease no longer has anything to protect it
-            for settled in self.transactions.settle(connection, [report]):
-                self.conclusion.conclude(settled)
+            run.hold.roll_back_to_lock()
+            if run.claim.job_id not in self._settle(run, ruling):
+                return report
+            report.tried = True
+            run.hold.for_settling().commit()
         except Exception:
             return report
+        self.conclusion.conclude(Settled(run, ruling))
         return None
 
-    def _commit_with_handler(self, run: Run, ruling: Ruling, connection: Connection) -> Ruling | Report | None:
+    def _settle_and_commit(self, run: Run, ruling: Ruling) -> Ruling | Report | None:
         """Settle and COMMIT; give the ruling that applies when that failed, or a report when it is in doubt."""
-        claim = run.claim
-        held = run.hold.held
         try:
-            self.transactions.lifecycle.set_local(connection, lock_timeout=SETTLE_LOCK_TIMEOUT)
-            moved = self.transactions.lifecycle.settle(connection, [(claim, ruling)])
+            moved = self._settle(run, ruling)
+            if run.claim.job_id not in moved:
+                return self._not_moved(run)
         except Exception as error:
             return self._refused(run, error)
-        if claim.job_id not in moved:
-            return outcomes.claim_lost()
         try:
-            connection.commit()
+            run.hold.for_settling().commit()
         except Exception as error:
             if trouble(error) is Trouble.DISCONNECTED:
                 return Report(run, outcomes.connection_died(error), committed=ruling)
             return self._refused(run, error, by_commit=True)
-        if held is not None and moved[claim.job_id] != held.transaction_id:
+        if run.hold.held is not None and moved[run.claim.job_id] != run.hold.held.transaction_id:
             self.conclusion.tell(run, events.TransactionEscaped)
         self.conclusion.conclude(Settled(run, ruling))
         return None
+
+    def _settle(self, run: Run, ruling: Ruling) -> dict[Any, str]:
+        held, lifecycle, connection = run.hold.held, self.transactions.lifecycle, run.hold.for_settling()
+        assert held is not None
+        lifecycle.set_local(connection, **SETTLE_LIMITS, search_path=held.search_path, role=held.role)
+        return lifecycle.settle(connection, [(run.claim, ruling)])
+
+    def _not_moved(self, run: Run) -> Ruling:
+        """Nothing was there to settle: the handler's own doing, as long as its transaction has held the row."""
+        held = run.hold.held
+        if held is not None and self.transactions.lifecycle.still_holds(run.hold.for_settling(), held):
+            return self._fail(run, RuntimeError("the handler deleted its own job's row, or changed the claim in it"))
+        return outcomes.claim_lost()
 
     def _refused(self, run: Run, error: Exception, *, by_commit: bool = False) -> Ruling:
         """Rule on a settling that the database refused, by whose fault it is."""
         match trouble(error):
             case Trouble.DISCONNECTED:
                 return outcomes.connection_died(error)
-            case Trouble.CONFLICT | Trouble.TRANSIENT:
+            case Trouble.CANCELLED if run.noticed:
+                return outcomes.INTERRUPTED
+            case Trouble.CONFLICT | Trouble.TRANSIENT | Trouble.LOCK_TIMEOUT | Trouble.CANCELLED:
                 return outcomes.unavailable(error)
             case Trouble.CONSTRAINT if not by_commit:
                 return outcomes.parked(error, run.claim.attempts)
             case _:
                 return self._fail(run, error)
+
 
 def build_execution(
     registry: Registry,

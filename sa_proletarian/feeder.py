@@ -22,6 +22,7 @@ from .errors import ConfigurationError
 from .execution import Execution
 from .polling import LONGEST_WAIT, FinishRate, back_off, jittered, wanted
 from .runs import Report, Run
+from .sessions import throw_away
 from .transactions import SYSTEMIC
 from .tray import Tray
 
@@ -287,7 +288,9 @@ class Feeder:
 
     def _stumble(self, error: Exception) -> None:
         """Polling failed: say so, and go on after a pause, unless the app says to stop."""
-        self._disconnect()
+        if self._connection is not None:
+            throw_away(self._connection)
+            self._connection = None
         self._failures += 1
         delay = back_off(self._failures)
         kind = trouble(error)

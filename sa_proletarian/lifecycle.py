@@ -57,6 +57,8 @@ class Held:
 
     pid: int
     transaction_id: str
+    search_path: str = ""
+    role: str = "none"
 
 
 class Lifecycle:
@@ -128,11 +130,16 @@ class Lifecycle:
         """Lock the claimed row until the caller's transaction ends; ``None`` when the claim is somebody else's by now.
 
         The lock is waited for (our own renewal may have it for a moment), at most ``lock_timeout``; the setting is put
-        back within the statement, so that the handler meets the server's own.
+        back within the statement, so that the handler meets the server's own. A limit on idle transactions does not
+        apply to this one: how long a handler may think is not the server's business.
         """
         parameters = {"id": claim.job_id, "fence": claim.claim_id, "wait": _milliseconds(lock_timeout)}
         row = connection.execute(self._statements.hold, parameters).one_or_none()
-        return Held(row.pid, row.transaction_id) if row is not None else None
+        return Held(row.pid, row.transaction_id, row.search_path, row.role) if row is not None else None
+
+    def still_holds(self, connection: Connection, held: Held) -> bool:
+        """Whether the transaction that holds the job is still the one on ``connection``."""
+        return connection.scalar(text("SELECT CAST(pg_current_xact_id() AS text)")) == held.transaction_id
 
     def end_backend(self, connection: Connection, held: Held) -> None:
         """End the server process that still runs the transaction ``held``, and no other that has its pid by now."""
@@ -186,8 +193,8 @@ class Lifecycle:
     @staticmethod
     def set_local(connection: Connection, **settings: str) -> None:
         """Change server settings until the transaction ends."""
-        for name, value in settings.items():
-            connection.execute(text("SELECT set_config(:name, :value, true)"), {"name": name, "value": value})
+        calls = ", ".join(f"set_config('{name}', :{name}, true)" for name in settings)
+        connection.execute(text(f"SELECT {calls}"), settings)
 
     # rows -------------------------------------------------------------------------------------------------------------
 

@@ -88,7 +88,7 @@ FATES: Mapping[Outcome, Fate] = {
         "the worker stopped first", Move.RELEASE, "at once, place in line kept", attempt=False, reported=False
     ),
     Outcome.UNAVAILABLE: Fate(
-        "the session could get no connection, or not the row's lock",
+        "no connection, or not a lock in time",
         Move.RESCHEDULE,
         "now + 1 s",
         attempt=False,
@@ -192,7 +192,7 @@ def connection_died(error: BaseException) -> Ruling:
 
 def crashed(crashes: int) -> Ruling:
     """The process died once too often."""
-    error = JobCrashed(f"the worker's process died {crashes} times while this job ran")
+    error = JobCrashed(f"the worker's process, or the job's connection, died {crashes} times while this job ran")
     return Ruling(Outcome.CRASHED, error=describe(error), cause=error)
 
 

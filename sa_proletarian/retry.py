@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-LONGEST_DELAY = timedelta(days=3650)
-"""Delays above ten years are refused: they would run out of the calendar."""
+from .errors import LONGEST_DELAY
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, NestedTransaction
 from sqlalchemy.orm import Session, sessionmaker
 
 from .connections import cancel, same_database
@@ -41,6 +41,8 @@ class Hold:
         self._lifecycle = lifecycle
         self._claim = claim
         self._connection: Connection | None = None
+        self._savepoint: NestedTransaction | None = None
+        self._options: Any = None
         self._over = False
         # a handler may hand its session to a thread pool: two first uses at once must not open two connections
         self._opening = threading.Lock()
@@ -68,6 +70,23 @@ class Hold:
                 self._connection = self._open()
             return self._connection
 
+    def seal(self) -> None:
+        """Give no connection to the session any more; a thread that outlives its handler must not join the settling."""
+        with self._opening:
+            self._over = True
+
+    def for_settling(self) -> Connection:
+        """Give the open connection, with its own execution options, whatever the handler has set on it."""
+        connection = self._connection
+        assert connection is not None
+        connection._execution_options = self._options
+        return connection
+
+    def roll_back_to_lock(self) -> None:
+        """Undo everything that the handler has done, and keep the lock on the job."""
+        assert self._savepoint is not None
+        self._savepoint.rollback()
+
     def close(self) -> None:
         """Roll back what is not committed and give the connection back; later use raises."""
         with self._opening:
@@ -78,6 +97,7 @@ class Hold:
         """Roll everything back, so that the handler can be called again in the same claim."""
         with self._opening:
             self._release()
+            self._over = False
             self.held = self.unavailable = None
 
     def cancel_statement(self) -> None:
@@ -97,14 +117,16 @@ class Hold:
             raise
         try:
             self.held = self._lifecycle.hold(connection, self._claim, lock_timeout=FIRST_USE_LOCK_TIMEOUT)
+            self._savepoint = connection.begin_nested()
         except BaseException as error:
             self.unavailable = error
-            _discard(connection)
+            throw_away(connection)
             raise
         if self.held is None:
             self.lost = True
             connection.close()
             raise self._claim_lost()
+        self._options = connection.get_execution_options()
         return connection
 
     def _release(self) -> None:
@@ -143,7 +165,17 @@ def checked_maker(maker: Any, engine: Engine) -> sessionmaker[Any] | None:
     bind: Any = factory.kw.get("bind")
     if bind is not None and not same_database(bind, engine):
         raise ConfigurationError("session is bound to another engine than the worker's: give both the same engine")
+    if isinstance(bind, Engine):
+        _refuse_other_options(bind, engine)
     return factory  # pyright: ignore[reportUnknownVariableType]
+
+
+def _refuse_other_options(bind: Engine, engine: Engine) -> None:
+    """One connection serves the handler and the settling, so both must mean the same schemas by the same names."""
+    if bind.get_execution_options() != engine.get_execution_options():
+        raise ConfigurationError(
+            "the session's engine has other execution options than the worker's: give the worker that engine"
+        )
 
 
 @functools.cache
@@ -152,8 +184,11 @@ def _held_class(session_class: Any) -> Callable[..., Any]:
 
     def get_bind(self: Any, *args: Any, **kwargs: Any) -> Engine | Connection:
         bind: Engine | Connection = session_class.get_bind(self, *args, **kwargs)
-        if not same_database(bind, self.proletarian_engine):
+        engine = self.proletarian_engine
+        if not same_database(bind, engine):
             return bind
+        if isinstance(bind, Engine):
+            _refuse_other_options(bind, engine)
         return self.proletarian_hold.connection()  # type: ignore[no-any-return]
 
     return type(session_class.__name__, (session_class,), {"get_bind": get_bind, "__module__":
@@ -168,3 +203,10 @@ def _discard(connection: Connection) -> None:
         with suppress(Exception):
             connection.invalidate()
             connection.close()
+
+
+def throw_away(connection: Connection) -> None:
+    """Close the connection for good: what has failed once in this session of the server may always fail in it."""
+    with suppress(Exception):
+        connection.invalidate()
+    _discard(connection)

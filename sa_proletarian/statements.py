@@ -143,6 +143,9 @@ class Statements:
         )
         return select(
             func.set_config(setting, before.c.value, True),
+            func.set_config(literal("idle_in_transaction_session_timeout", Text(), literal_execute=True), "0", True),
+            func.current_setting("search_path").label("search_path"),
+            func.current_setting("role").label("role"),
             func.pg_backend_pid().label("pid"),
             cast(func.pg_current_xact_id(), Text).label("transaction_id"),
         ).select_from(held.join(before, literal(True)))

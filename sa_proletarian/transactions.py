@@ -29,6 +29,10 @@ SETTLE_LOCK_TIMEOUT = "1s"
 # not one job's trouble, but the database's
 SYSTEMIC = (Trouble.DISCONNECTED, Trouble.TRANSIENT, Trouble.MISSING_TABLE)
 
+# the row is fine, and was not had in time
+WAITING = (Trouble.LOCK_TIMEOUT, Trouble.CANCELLED, Trouble.CONFLICT)
+SETTLE_LIMITS = {"lock_timeout": SETTLE_LOCK_TIMEOUT, "statement_timeout": "30s"}
+
 
 @dataclass(slots=True, eq=False)
 class Transactions:
@@ -91,23 +95,24 @@ class Transactions:
             if len(reports) == 1:
                 yield from self._settle_refused(connection, reports[0], error)
                 return
-        failure: Exception | None = None
+        failures: list[Exception] = []
         for report in reports:
             try:
                 yield from self.settle(connection, [report])
             except Exception as error:
-                if trouble(error) in SYSTEMIC:
+                failures.append(error)
+                # more than one that waits: the rest would too, and meanwhile no lease would be renewed
+                if trouble(error) in SYSTEMIC or (len(failures) > 1 and trouble(error) in WAITING):
                     raise
-                failure = error
-        if failure is not None:
-            raise failure
+        if failures:
+            raise failures[0]
 
     def _settle_together(self, connection: Connection, reports: Sequence[Report]) -> list[Settled]:
         tried = [report.tried for report in reports]
         for report in reports:
             report.tried = True
         with connection.begin():
-            self.lifecycle.set_local(connection, lock_timeout=SETTLE_LOCK_TIMEOUT)
+            self.lifecycle.set_local(connection, **SETTLE_LIMITS)
             moved = self.lifecycle.settle(connection, [report.pair for report in reports])
             missing = [report.run.claim.job_id for report in reports if report.run.claim.job_id not in moved]
             standing = self.lifecycle.standing(connection, missing) if missing else {}
@@ -118,7 +123,7 @@ class Transactions:
 
     def _settle_refused(self, connection: Connection, report: Report, error: Exception) -> Iterator[Settled]:
         """One row cannot be settled as it should: park it, or get out of the way what holds it."""
-        if trouble(error) in (Trouble.LOCK_TIMEOUT, Trouble.CONFLICT):
+        if trouble(error) in WAITING:
             self._end_transaction_of(connection, report.run)
             raise error
         if report.ruling.outcome is Outcome.PARKED:

@@ -8,11 +8,24 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import Text, TypeDecorator, create_engine, text
+from sqlalchemy import Text, TypeDecorator, create_engine, event, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from sa_proletarian import ArchivedJob, ArchivedJobMixin, Cancel, Job, JobMixin, Outcome, Proletarian, Retry, Snooze
+from sa_proletarian import (
+    ArchivedJob,
+    ArchivedJobMixin,
+    Cancel,
+    ConfigurationError,
+    Job,
+    JobMixin,
+    Outcome,
+    Proletarian,
+    Retry,
+    SessionClosed,
+    Snooze,
+    metadata,
+)
 
 
 @pytest.fixture
@@ -825,3 +838,161 @@ def test_payloads_are_not_in_the_errors_of_our_own_connections(run, rows, record
     [event] = recorder.named("job_parked")
     assert "never" in str(event.error) and "DETAIL" not in str(event.error) + str(event.error.orig)
     assert '"n"' not in str(event.error) + repr(event.error.orig)
+
+
+# what a handler leaves behind
+
+
+def locked_archive(tables):
+    connection = tables.connect()
+    connection.execute(text("LOCK proletarian_archived_job IN SHARE MODE"))
+    return connection
+
+
+def test_a_locked_archive_is_no_failure_of_the_handler(run, rows, tables, jobs, recorder):
+    connection = locked_archive(tables)
+    assert run(lambda session, job: write(session)) is Outcome.UNAVAILABLE
+    assert (queue(rows), effects(rows)) == ([(0, 0, None)], [])
+    connection.close()
+    rows("UPDATE proletarian_job SET process_at = now()")
+    assert jobs.process_next(tables) is Outcome.RETURNED
+    assert (archive(rows), effects(rows)) == ([("success", 1)], ["written"])
+
+
+def test_a_failure_is_recorded_before_the_lock_is_given_up(run, rows, tables):
+    """With its lease run out, the row must never be free between the handler's failure and the record of it."""
+    seen = []
+
+    def handler(session, job):
+        write(session)
+        rows("SELECT 1")
+        session.execute(text("UPDATE proletarian_job SET claimed_until = now() - interval '1 h'"))
+        raise ValueError
+
+    @event.listens_for(tables, "rollback")
+    def rolled_back(connection):
+        with create_engine(tables.url).connect() as other:
+            seen.append(other.execute(text("SELECT count(*) FROM proletarian_job WHERE claim_id IS NOT NULL")).scalar())
+
+    assert run(handler, retry=Retry(1, [timedelta(hours=1)])) is Outcome.RETRIED
+    assert set(seen) <= {0}
+    assert effects(rows) == []
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "SET LOCAL search_path = nowhere",
+        "SET LOCAL statement_timeout = '1ms'",
+        "SET LOCAL ROLE nobody_much",
+    ],
+)
+def test_settings_of_the_handler_do_not_reach_the_settling(run, rows, setting):
+    rows("DROP ROLE IF EXISTS nobody_much")
+    rows("CREATE ROLE nobody_much")
+
+    def handler(session, job):
+        write(session)
+        session.execute(text(setting))
+
+    assert run(handler) is Outcome.RETURNED
+    assert (archive(rows), effects(rows)) == ([("success", 1)], ["written"])
+
+
+@pytest.mark.parametrize("options", [{"schema_translate_map": {None: "nowhere"}}, {"stream_results": True}])
+def test_execution_options_of_the_handler_do_not_reach_the_settling(run, rows, options):
+    def handler(session, job):
+        session.connection(execution_options=options).execute(text("SELECT 1"))
+
+    assert run(handler) is Outcome.RETURNED
+    assert archive(rows) == [("success", 1)]
+
+
+def test_a_thread_that_outlives_its_handler_cannot_join_the_settling(run, rows):
+    refused = threading.Event()
+    threads = []
+
+    def handler(session, job):
+        write(session, "of the handler")
+
+        def go_on():
+            while not refused.is_set():
+                try:
+                    write(session, "of the thread")
+                    session.rollback()
+                except SessionClosed:
+                    refused.set()
+                except Exception:
+                    continue
+
+        threads.append(threading.Thread(target=go_on))
+        threads[0].start()
+        raise ValueError
+
+    assert run(handler) is Outcome.GAVE_UP
+    threads[0].join(20)
+    assert refused.is_set()
+    assert effects(rows) == []
+
+
+def test_a_limit_on_idle_transactions_does_not_end_a_thinking_handler(run, rows, tables):
+    name = rows("SELECT current_database()")[0][0]
+    rows(f"ALTER DATABASE {name} SET idle_in_transaction_session_timeout = '200ms'")
+    tables.dispose()
+
+    def handler(session, job):
+        write(session)
+        rows("SELECT pg_sleep(0.6)")
+
+    assert run(handler) is Outcome.RETURNED
+
+
+def test_a_handler_that_deletes_its_own_row_has_failed(run, rows):
+    def handler(session, job):
+        session.delete(session.get(Job, job.job_id))
+
+    assert run(handler) is Outcome.GAVE_UP
+    assert "deleted its own job" in rows("SELECT error FROM proletarian_archived_job")[0][0]
+
+
+def test_a_strategy_reads_the_job_also_when_the_handler_had_attached_and_expired_it(run, rows):
+    def handler(session, job):
+        session.add(job)
+        session.commit()
+        raise ValueError
+
+    assert run(handler, retry=lambda job, error: Retry(job.attempts + 1)) is Outcome.RETRIED
+
+
+def test_a_session_on_the_engine_with_other_options_is_refused(jobs, tables):
+    translated = tables.execution_options(schema_translate_map={None: "tenant"})
+    with pytest.raises(ConfigurationError, match="execution options"):
+        jobs.process_next(tables, session=sessionmaker(translated))
+
+
+def test_an_engine_with_a_translated_schema_works_throughout(jobs, tables, rows):
+    rows("CREATE SCHEMA tenant")
+    tenant = tables.execution_options(schema_translate_map={None: "tenant"})
+    with tenant.begin() as connection:
+        metadata.create_all(connection)
+    jobs.handler("work")(lambda session, job: session.add(Job("next")))
+    with Session(tenant) as session, session.begin():
+        jobs.enqueue(session, "work")
+    assert jobs.process_next(tenant, session=sessionmaker(tenant)) is Outcome.RETURNED
+    assert rows("SELECT job_type FROM tenant.proletarian_job") == [("next",)]
+    assert rows("SELECT status FROM tenant.proletarian_archived_job") == [("success",)]
+    assert rows("SELECT count(*) FROM proletarian_job") == [(0,)]
+
+
+def test_a_connection_that_a_job_has_spoilt_is_thrown_away(tables, jobs, start_worker, recorder, rows):
+    """It became read-only for good, so no later job could lock its row on it."""
+
+    def handler(session, job):
+        session.execute(text("SET SESSION default_transaction_read_only = on" if job.payload else "SELECT 1"))
+
+    jobs.handler("work")(handler)
+    with Session(tables) as session, session.begin():
+        for number in (1, 0, 0):
+            jobs.enqueue(session, "work", number)
+    start_worker(jobs)
+    recorder.wait_for("job_finished", 3)

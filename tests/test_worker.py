@@ -494,6 +494,45 @@ def test_on_failed_calls_that_are_due_are_made_before_the_worker_ends(jobs, enqu
     assert len(set(calls)) == len(calls) == 50
 
 
+def test_a_settling_that_the_stop_cancels_is_an_interruption(jobs, enqueue, start_worker, recorder, rows, tables):
+    jobs.handler("work")(lambda session, job: session.execute(text("INSERT INTO effect VALUES ('x')")))
+    rows(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN PERFORM pg_sleep(20); RETURN NEW; END $$;"
+    )
+    rows("CREATE TRIGGER slow BEFORE INSERT ON proletarian_archived_job FOR EACH ROW EXECUTE FUNCTION slow()")
+    enqueue("work")
+    worker = start_worker(jobs, termination_timeout=SOON)
+    wait_until(rows, "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
+    assert worker.stop() is True
+    assert (waiting(rows), archive(rows)) == ([(0, 0, None)], [])
+
+
+def test_leases_are_renewed_while_many_jobs_cannot_be_settled(jobs, enqueue, start_worker, recorder, rows, tables):
+    """Settling row by row against a locked archive must not keep the feeder from renewing what runs."""
+    begun, free = threading.Event(), threading.Event()
+
+    def long(session, job):
+        begun.set()
+        assert free.wait(30)
+
+    jobs.handler("small")(lambda session, job: None)
+    jobs.handler("long")(long)
+    connection = tables.connect()
+    connection.execute(text("LOCK proletarian_archived_job IN SHARE MODE"))
+    enqueue("long")
+    start_worker(jobs, threads=2, lease=timedelta(seconds=9))
+    assert begun.wait(10)
+    enqueue("small", count=30)
+    recorder.wait_for("job_worker_error", 3, timeout=40)
+    [(left,)] = rows("SELECT extract(epoch FROM claimed_until - now())::float FROM proletarian_job WHERE job_type = 'long'")
+    connection.close()
+    free.set()
+    recorder.wait_for("job_finished", 31)
+    assert left > 0
+    assert len(recorder.named("handling_job")) == 31
+
+
 # signals, in a process of its own
 
 PROCESS = """
