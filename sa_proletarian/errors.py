@@ -99,7 +99,7 @@ class Snooze(ControlFlow):
         if not isinstance(delay, timedelta):
             raise TypeError(f"Snooze takes a timedelta, got {delay!r}")
         if not timedelta(0) <= delay <= LONGEST_DELAY:
-            raise ValueError(f"Snooze takes a timedelta between 0 and {LONGEST_DELAY.days} days, got {delay!r}")
+            raise ValueError(f"Snooze takes a non-negative timedelta of at most {LONGEST_DELAY.days} days, got {delay!r}")
         super().__init__(f"snoozed for {delay}")
         self.delay = delay
 

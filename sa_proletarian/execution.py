@@ -87,6 +87,8 @@ class Execution:
             try:
                 self._call_within(session, run)
                 if session.in_transaction():
+                    session.flush()
+                    run.hold.restore_options()
                     session.commit()
             finally:
                 run.hold.seal()

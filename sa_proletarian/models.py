@@ -142,13 +142,13 @@ class JobMixin(_QueueTable):
         own: dict[str, Any] = {
             "queue": checked_name("queue", queue),
             "job_type": checked_name("job_type", job_type),
-            "payload": serializers.checked(self.serializer.encode(payload)),
+            "payload": serializers.encoded(self.serializer, payload)[0],
             "attempts": 0,
             "enqueued_at": now,
             "process_at": due_at(now, process_at, process_in),
             "crashes": 0,
         }
-        own |= _given_id(type(self), job_id)
+        own |= given_id(type(self), job_id)
         if super(_QueueTable, type(self)).__init__ is object.__init__:  # of @registry.mapped, without a base
             inspect(type(self)).registry.constructor(self, **own, **columns)
         else:
@@ -236,7 +236,8 @@ def _instant(what: str, value: object) -> datetime:
     return max(instant, EARLIEST)
 
 
-def _given_id(model: type[JobMixin], job_id: Any) -> dict[str, Any]:
+def given_id(model: type[JobMixin], job_id: Any) -> dict[str, Any]:
+    """Give ``job_id``, or what the model's strategy makes, as a column's value; nothing where the database makes it."""
     if job_id is None:
         job_id = model.job_id_strategy()
     if job_id is None:

@@ -5,16 +5,17 @@ It owns the public verbs that need no worker. It refuses to hold connections or 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from sqlalchemy import Engine, inspect
 from sqlalchemy.orm import Mapper, configure_mappers
 
+from . import bulk, drafts, events, outbox
 from . import clock as clocks
-from . import events, outbox
 from .connections import own_engine
+from .drafts import Item
 from .execution import Around, build_execution
 from .inline import process_next
 from .lifecycle import Lifecycle
@@ -113,6 +114,43 @@ class Proletarian(Registry, Generic[J, A]):
             **columns,
         )
         return outbox.put(target, job)
+
+    def enqueue_many(
+        self,
+        target: Any,
+        items: Iterable[Item],
+        *,
+        queue: str = DEFAULT_QUEUE,
+        process_at: datetime | None = None,
+        process_in: timedelta | None = None,
+        progress: Callable[[int], None] | None = None,
+        chunk_size: int = 2000,
+        **columns: Any,
+    ) -> list[Any]:
+        """Insert any number of jobs in the caller's own transaction, now and fast, and give their ids in order.
+
+        :param target: a ``Session``, ``scoped_session``, Flask-SQLAlchemy's ``db.session`` or ``Connection``. For the async
+            ones: ``await session.run_sync(jobs.enqueue_many, items)``.
+        :param items: any iterable of ``(job_type, payload)``, or of mappings of ``enqueue``'s arguments, as
+            ``{"job_type": "welcome", "payload": {…}, "process_in": timedelta(hours=1)}``; it is consumed chunk by chunk.
+        :param queue: the queue of items that name none. ``process_at``, ``process_in`` and ``columns`` likewise; relative
+            due times count from the making of the item's chunk.
+        :param progress: called with the number of jobs inserted so far, after each chunk.
+        :param chunk_size: how many jobs go in one statement; default 2000, fewer if their payloads are large.
+
+        All of it happens in one savepoint: a bad item is a ``TypeError`` or ``ValueError`` that names its index, and undoes
+        this call and nothing else. Mapper events do not run.
+        """
+        made = drafts.Drafts(
+            self.job_model,
+            type_of=self.type_of,
+            now=lambda: clocks.read(self.clock),
+            queue=queue,
+            process_at=process_at,
+            process_in=process_in,
+            columns=columns,
+        )
+        return bulk.put_many(target, made, items, chunk_size=chunk_size, progress=progress)
 
     def requeue(self, target: Any, /, archived: A, **options: Any) -> J:
         """Enqueue an archived job again, under a new id and with all its attempts ahead; the archive keeps its row.

@@ -63,10 +63,28 @@ def checked(value: JSON, *, max_bytes: int = MAX_BYTES) -> JSON:
     bytes of JSON text (default 1 MiB). No message quotes the payload.
     """
     copy = _Walk(max_bytes).plain(value)
-    size = len(json.dumps(copy, ensure_ascii=False, separators=(",", ":")).encode())
+    _measured(copy, max_bytes)
+    return copy
+
+
+def encoded(serializer: Serializer, payload: Any) -> tuple[JSON, str]:
+    """Give the JSON value that ``serializer`` makes of ``payload``, checked as by :func:`checked`, and its text."""
+    if type(serializer) is JSONSerializer:
+        value = serializer.encode(payload)  # has walked it already
+    else:
+        value = _Walk(MAX_BYTES).plain(serializer.encode(payload))
+    return value, _measured(value, MAX_BYTES)
+
+
+def _measured(value: JSON, max_bytes: int) -> str:
+    text = _compact(value)
+    size = len(text) if text.isascii() else len(text.encode())
     if size > max_bytes:
         raise ValueError(f"payload is too large: {size} bytes of JSON, at most {max_bytes} are allowed")
-    return copy
+    return text
+
+
+_compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def loads(text: str) -> JSON:
@@ -85,10 +103,18 @@ class _Walk:
         self._left -= 1
         if self._left < 0:
             raise ValueError(f"payload is too large: it holds more than {self._most} values")
+        kind: type = type(value)
+        if exact := _SCALARS.get(kind):  # nearly all values are of these very types: the short way for them
+            return exact(value)
+        if kind in _CONTAINERS:
+            return self._held(value, depth)
         value = _reduced(value)
         for kind, check in _SCALARS.items():
             if isinstance(value, kind):
                 return check(value)
+        return self._held(value, depth)
+
+    def _held(self, value: Any, depth: int) -> JSON:
         if depth >= MAX_DEPTH:
             raise ValueError(_TOO_DEEP)
         if _is_mapping(value):
@@ -145,17 +171,18 @@ def _fields_of_struct(struct: Any) -> dict[str, Any]:
 
 
 def _is_mapping(value: Any) -> TypeGuard[Mapping[Any, Any]]:
-    return isinstance(value, Mapping)
+    return type(value) is dict or isinstance(value, Mapping)
 
 
 def _text(value: str) -> str:
     if "\x00" in value:
         raise ValueError("payload holds a NUL character, which PostgreSQL cannot store")
     try:
-        value.encode()
+        if not value.isascii():
+            value.encode()
     except UnicodeEncodeError:
         raise ValueError("payload holds a lone surrogate, which is not valid text") from None
-    return str.__str__(value)
+    return value if type(value) is str else str.__str__(value)
 
 
 def _key(key: Any) -> str:
@@ -183,4 +210,5 @@ _SCALARS: Mapping[type, Callable[[Any], JSON]] = {
     int: _integer,
     float: _finite,
 }
+_CONTAINERS = frozenset((dict, list, tuple))
 _JSON_KINDS = (*_SCALARS, Mapping, list, tuple)

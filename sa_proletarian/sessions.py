@@ -77,10 +77,14 @@ class Hold:
 
     def for_settling(self) -> Connection:
         """Give the open connection, with its own execution options, whatever the handler has set on it."""
-        connection = self._connection
-        assert connection is not None
-        connection._execution_options = self._options
-        return connection
+        assert self._connection is not None
+        self.restore_options()
+        return self._connection
+
+    def restore_options(self) -> None:
+        """Take back what the handler has set: a RELEASE cannot be streamed, nor our tables found in another schema."""
+        if self._connection is not None:
+            self._connection._execution_options = self._options
 
     def roll_back_to_lock(self) -> None:
         """Undo everything that the handler has done, and keep the lock on the job."""
