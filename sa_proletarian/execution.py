@@ -24,7 +24,7 @@ from . import clock, events, outcomes
 from .conclusion import Conclusion
 from .dialects import Trouble, sqlstate, trouble
 from .errors import ControlFlow, Interrupted, TransactionEscaped
-from .lifecycle import Held, Lifecycle
+from .lifecycle import Lifecycle
 from .outcomes import Outcome, Ruling
 from .registry import OnFailed, Registry
 from .retry import RetryStrategy

@@ -139,7 +139,8 @@ class Lifecycle:
 
     def still_holds(self, connection: Connection, held: Held) -> bool:
         """Whether the transaction that holds the job is still the one on ``connection``."""
-        return connection.scalar(text("SELECT CAST(pg_current_xact_id() AS text)")) == held.transaction_id
+        now: str | None = connection.scalar(text("SELECT CAST(pg_current_xact_id() AS text)"))
+        return now == held.transaction_id
 
     def end_backend(self, connection: Connection, held: Held) -> None:
         """End the server process that still runs the transaction ``held``, and no other that has its pid by now."""

@@ -25,14 +25,14 @@ class Run:
     __slots__ = ("claim", "hold", "job", "keyboard_interrupt", "noticed", "outcome", "started_at", "stopping")
 
     def __init__(self, claim: Claim, hold: Hold, stopping: threading.Event) -> None:
-        self.claim = claim
-        self.hold = hold
+        self.claim: Claim = claim
+        self.hold: Hold = hold
         self.job: Any = None
         self.outcome: Outcome | None = None
         self.keyboard_interrupt: KeyboardInterrupt | None = None
         self.started_at: float | None = None
-        self.noticed = False
-        self.stopping = stopping
+        self.noticed: bool = False
+        self.stopping: threading.Event = stopping
 
     def interrupted(self) -> bool:
         """Whether the worker is stopping; a handler that has seen this is interrupted rather than failed by an error."""

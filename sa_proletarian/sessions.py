@@ -47,7 +47,7 @@ class Hold:
         # a handler may hand its session to a thread pool: two first uses at once must not open two connections
         self._opening = threading.Lock()
         self.held: Held | None = None
-        self.lost = False
+        self.lost: bool = False
         self.unavailable: BaseException | None = None
 
     @property

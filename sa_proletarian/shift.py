@@ -49,9 +49,9 @@ class Shift:
         self._deadline = float("inf")
         self._inbox: queues.SimpleQueue[int | None] | None = None
         self._handlers = [self._thread(self._work, str(number), number) for number in range(1, threads + 1)]
-        self.threads = [self._thread(self._feed, "feeder"), *self._handlers]
-        self.done = threading.Event()
-        self.clean = False
+        self.threads: list[threading.Thread] = [self._thread(self._feed, "feeder"), *self._handlers]
+        self.done: threading.Event = threading.Event()
+        self.clean: bool = False
 
     @property
     def stopping(self) -> bool:

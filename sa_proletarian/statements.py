@@ -52,24 +52,24 @@ class Statements:
     """
 
     def __init__(self, job_model: type[JobMixin], archived_model: type[ArchivedJobMixin]) -> None:
-        self.job = _table(job_model)
+        self.job: Table = _table(job_model)
         self._archived = _table(archived_model)
         self._archived_columns = inspect(archived_model).columns
         columns = inspect(job_model).columns
-        self.extras = {key: columns[key] for key in columns.keys() if key not in _LIBRARY}
-        self.payload_is_json = isinstance(self.job.c.payload.type, JSON)
+        self.extras: dict[str, Any] = {key: columns[key] for key in columns.keys() if key not in _LIBRARY}
+        self.payload_is_json: bool = isinstance(self.job.c.payload.type, JSON)
         if not self.payload_is_json:
             self.extras["payload"] = columns["payload"]
-        self.candidates = {
+        self.candidates: dict[tuple[bool, bool], Any] = {
             (any_type, skip): self._candidates(any_type=any_type, skip=skip)
             for any_type in (True, False)
             for skip in (True, False)
         }
-        self.take = self._take()
-        self.hold = self._hold()
-        self.archive = self._archive()
-        self.reschedule = self._reschedule()
-        self.renew = self._renew()
+        self.take: Any = self._take()
+        self.hold: Any = self._hold()
+        self.archive: Any = self._archive()
+        self.reschedule: Any = self._reschedule()
+        self.renew: Any = self._renew()
 
     def labelled_extras(self) -> list[Any]:
         """The app's own columns, under names that cannot collide with ours."""

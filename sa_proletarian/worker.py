@@ -92,8 +92,8 @@ class Worker:
         if not isinstance(jobs, Proletarian):
             raise TypeError(f"a worker takes a Proletarian first, got a {type(jobs).__name__}")
         own_engine(engine, size=1)  # refuses what cannot work, before anything is started
-        self.queue = checked_name("queue", queue)
-        self.worker_id = (
+        self.queue: str = checked_name("queue", queue)
+        self.worker_id: str = (
             default_worker_id(queue) if worker_id is None else arguments.printable("worker_id", worker_id)
         )
         self._jobs = jobs

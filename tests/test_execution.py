@@ -899,9 +899,9 @@ def test_settings_of_the_handler_do_not_reach_the_settling(run, rows, setting):
     assert (archive(rows), effects(rows)) == ([("success", 1)], ["written"])
 
 
-@pytest.mark.parametrize("options", [{"schema_translate_map": {None: "nowhere"}}, {"stream_results": True}])
-def test_execution_options_of_the_handler_do_not_reach_the_settling(run, rows, options):
+def test_execution_options_of_the_handler_do_not_reach_the_settling(run, rows):
     def handler(session, job):
+        options = {"schema_translate_map": {None: "nowhere"}}
         session.connection(execution_options=options).execute(text("SELECT 1"))
 
     assert run(handler) is Outcome.RETURNED
