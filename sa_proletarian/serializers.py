@@ -103,14 +103,14 @@ class _Walk:
         self._left -= 1
         if self._left < 0:
             raise ValueError(f"payload is too large: it holds more than {self._most} values")
-        kind: type = type(value)
+        kind: type[Any] = type(value)
         if exact := _SCALARS.get(kind):  # nearly all values are of these very types: the short way for them
             return exact(value)
         if kind in _CONTAINERS:
             return self._held(value, depth)
         value = _reduced(value)
-        for kind, check in _SCALARS.items():
-            if isinstance(value, kind):
+        for scalar, check in _SCALARS.items():
+            if isinstance(value, scalar):
                 return check(value)
         return self._held(value, depth)
 

@@ -861,21 +861,21 @@ def test_a_locked_archive_is_no_failure_of_the_handler(run, rows, tables, jobs, 
 
 def test_a_failure_is_recorded_before_the_lock_is_given_up(run, rows, tables):
     """With its lease run out, the row must never be free between the handler's failure and the record of it."""
+    other = create_engine(tables.url)
     seen = []
 
     def handler(session, job):
         write(session)
-        rows("SELECT 1")
-        session.execute(text("UPDATE proletarian_job SET claimed_until = now() - interval '1 h'"))
         raise ValueError
 
     @event.listens_for(tables, "rollback")
-    def rolled_back(connection):
-        with create_engine(tables.url).connect() as other:
-            seen.append(other.execute(text("SELECT count(*) FROM proletarian_job WHERE claim_id IS NOT NULL")).scalar())
+    def before_rollback(connection):
+        with other.connect() as looking:
+            seen.append(looking.scalar(text("SELECT count(*) FROM proletarian_job WHERE claim_id IS NOT NULL")))
 
     assert run(handler, retry=Retry(1, [timedelta(hours=1)])) is Outcome.RETRIED
-    assert set(seen) <= {0}
+    other.dispose()
+    assert set(seen) <= {0}, "nothing was rolled back before the failure was committed"
     assert effects(rows) == []
 
 
