@@ -69,7 +69,7 @@ def main(*, plain: bool = False, chance: random.Random | None = None) -> int:
     try:
         _say(_INTRODUCTION)
         _require_driver()
-        result = _run(view_of(sys.stdout, plain=plain), chance or random.Random())  # noqa: S311
+        result = _run(view_of(sys.stdout, plain=plain), chance or random.Random())
     except EmbeddedPostgresError as missing:
         sys.stderr.write(f"{missing}\n")
         return 1

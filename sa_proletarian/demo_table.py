@@ -51,9 +51,7 @@ class Table:
 def _parts(scene: Scene) -> Iterator[RenderableType]:
     yield _grid(scene.tales)
     yield Text.from_markup(_LEGEND)
-    yield Text.from_markup(
-        f" rows in the job table: [bold]{scene.waiting}[/], in the archive: [bold]{scene.archived}[/]"
-    )
+    yield Text.from_markup(f" rows in the job table: [bold]{scene.waiting}[/], in the archive: [bold]{scene.archived}[/]")
     for report in scene.reports:
         yield Text(f" on_failed: {report}", style="red")
 

@@ -271,4 +271,4 @@ def _milliseconds(span: timedelta) -> str:
 
 def _moved(rows: Any) -> dict[Any, str]:
     """Read pairs of job id and transaction id."""
-    return {job_id: transaction_id for job_id, transaction_id in rows}
+    return {row[0]: row[1] for row in rows}

@@ -99,4 +99,5 @@ class Registry:
 
 def _is_coroutine_function(function: Any) -> bool:
     # also an object whose class has an async __call__
-    return any(map(python_inspect.iscoroutinefunction, (function, getattr(type(function), "__call__", None))))  # noqa: B004
+    owner: Any = function.__class__
+    return any(map(python_inspect.iscoroutinefunction, (function, getattr(owner, "__call__", None))))  # noqa: B004

@@ -103,7 +103,7 @@ class _Walk:
         self._left -= 1
         if self._left < 0:
             raise ValueError(f"payload is too large: it holds more than {self._most} values")
-        kind: type[Any] = type(value)
+        kind: Any = type(value)  # pyright: ignore[reportUnknownVariableType]
         if exact := _SCALARS.get(kind):  # nearly all values are of these very types: the short way for them
             return exact(value)
         if kind in _CONTAINERS:

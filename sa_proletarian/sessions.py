@@ -195,8 +195,7 @@ def _held_class(session_class: Any) -> Callable[..., Any]:
             _refuse_other_options(bind, engine)
         return self.proletarian_hold.connection()  # type: ignore[no-any-return]
 
-    return type(session_class.__name__, (session_class,), {"get_bind": get_bind, "__module__":
-    session_class.__module__})
+    return type(session_class.__name__, (session_class,), {"get_bind": get_bind, "__module__": session_class.__module__})
 
 
 def _discard(connection: Connection) -> None:

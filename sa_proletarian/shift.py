@@ -41,6 +41,7 @@ class Shift:
     ) -> None:
         self._execution = execution
         self._emit = execution.conclusion.emit
+        self._worker_id = execution.transactions.worker_id
         self._on_shutdown = on_shutdown
         self._tray = Tray()
         self._feeder = Feeder(
@@ -89,7 +90,7 @@ class Shift:
 
     def _thread(self, target: Callable[..., None], name: str, *args: Any) -> threading.Thread:
         # daemon: a forgotten worker must not keep the interpreter from exiting; its leases run out by themselves
-        return threading.Thread(target=target, args=args, name=f"{self._execution.transactions.worker_id}-{name}", daemon=True)
+        return threading.Thread(target=target, args=args, name=f"{self._worker_id}-{name}", daemon=True)
 
     def _work(self, number: int) -> None:
         # staggered, so that the threads' first connections do not reach the server in one moment

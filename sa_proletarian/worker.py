@@ -93,9 +93,7 @@ class Worker:
             raise TypeError(f"a worker takes a Proletarian first, got a {type(jobs).__name__}")
         own_engine(engine, size=1)  # refuses what cannot work, before anything is started
         self.queue: str = checked_name("queue", queue)
-        self.worker_id: str = (
-            default_worker_id(queue) if worker_id is None else arguments.printable("worker_id", worker_id)
-        )
+        self.worker_id: str = default_worker_id(queue) if worker_id is None else arguments.printable("worker_id", worker_id)
         self._jobs = jobs
         self._engine = engine
         self._threads = arguments.at_least("threads", threads, 1)

@@ -133,9 +133,7 @@ def test_leaves_nothing_behind() -> None:
 
 
 def test_goes_when_the_interpreter_exits() -> None:
-    script = (
-        "from sa_proletarian.embedded import EmbeddedPostgres;print(EmbeddedPostgres().start().url().query['host'])"
-    )
+    script = "from sa_proletarian.embedded import EmbeddedPostgres;print(EmbeddedPostgres().start().url().query['host'])"
     with python(script) as owner:
         folder = Path(owner.communicate()[0].strip())
     assert owner.returncode == 0

@@ -46,10 +46,13 @@ def test_a_claim_leases_the_row_under_a_fence_of_its_own(lifecycle, tables, enqu
     enqueue(2)
     first, second = claim(lifecycle, tables)
     assert first.claim_id == second.claim_id
-    assert rows(
-        "SELECT attempts, crashes, claim_id, claimed_by, claimed_until BETWEEN now() + interval '29 s'"
-        " AND now() + interval '30 s' FROM proletarian_job"
-    ) == [(1, 0, first.claim_id, "me", True)] * 2
+    assert (
+        rows(
+            "SELECT attempts, crashes, claim_id, claimed_by, claimed_until BETWEEN now() + interval '29 s'"
+            " AND now() + interval '30 s' FROM proletarian_job"
+        )
+        == [(1, 0, first.claim_id, "me", True)] * 2
+    )
     assert claim(lifecycle, tables) == []
 
 

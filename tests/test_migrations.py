@@ -171,9 +171,7 @@ def test_offline_sql_needs_no_database_and_gives_the_same_tables(
         assert not {"proletarian_job", "proletarian_archived_job"} & {*inspect(connection).get_table_names()}
 
 
-def test_the_version_table_does_not_meet_the_one_of_an_app_in_the_same_database(
-    engine: Engine, in_clone: Alembic
-) -> None:
+def test_the_version_table_does_not_meet_the_one_of_an_app_in_the_same_database(engine: Engine, in_clone: Alembic) -> None:
     in_clone("upgrade head")
     with engine.connect() as connection:
         assert connection.scalars(text("SELECT version_num FROM proletarian_version")).all() == ["proletarian_v1"]

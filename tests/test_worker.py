@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.orm import Session, sessionmaker
 
-from sa_proletarian import ConfigurationError, Job, Proletarian, Retry, Snooze, Worker, metadata
+from sa_proletarian import ConfigurationError, Job, Retry, Snooze, Worker, metadata
 
 HOUR = timedelta(hours=1)
 SOON = timedelta(milliseconds=100)
@@ -300,7 +300,11 @@ def test_a_finished_stop_calls_on_shutdown_and_leaves_no_thread_and_no_connectio
     recorder.wait_for("polling_for_jobs", 2)
     assert worker.stop() is True
     assert calls == [1]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith(worker.worker_id + "-") and thread.name.rsplit("-", 1)[1] != "feeder"]
+    assert not [
+        thread
+        for thread in threading.enumerate()
+        if thread.name.startswith(worker.worker_id + "-") and thread.name.rsplit("-", 1)[1] != "feeder"
+    ]
     assert rows("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()") == [(1,)]
 
 
@@ -414,7 +418,9 @@ def test_a_running_statement_is_cancelled_when_the_time_is_over(jobs, enqueue, s
     enqueue("query")
     worker = start_worker(jobs, termination_timeout=SOON)
     recorder.wait_for("handling_job")
-    wait_until(rows, "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%pg_sleep%' AND pid <> pg_backend_pid()")
+    wait_until(
+        rows, "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%pg_sleep%' AND pid <> pg_backend_pid()"
+    )
     assert worker.stop() is True
     assert "handle_job_exception_with_interrupt" in recorder.names
     assert waiting(rows) == [(0, 0, None)]
@@ -496,10 +502,7 @@ def test_on_failed_calls_that_are_due_are_made_before_the_worker_ends(jobs, enqu
 
 def test_a_settling_that_the_stop_cancels_is_an_interruption(jobs, enqueue, start_worker, recorder, rows, tables):
     jobs.handler("work")(lambda session, job: session.execute(text("INSERT INTO effect VALUES ('x')")))
-    rows(
-        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
-        " $$ BEGIN PERFORM pg_sleep(20); RETURN NEW; END $$;"
-    )
+    rows("CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(20); RETURN NEW; END $$;")
     rows("CREATE TRIGGER slow BEFORE INSERT ON proletarian_archived_job FOR EACH ROW EXECUTE FUNCTION slow()")
     enqueue("work")
     worker = start_worker(jobs, termination_timeout=SOON)
@@ -735,7 +738,9 @@ def test_a_database_that_comes_back_is_worked_with_again(jobs, enqueue, start_wo
     recorder.wait_for("job_finished")
 
 
-def test_a_job_that_cannot_be_settled_for_now_does_not_hold_up_the_others(jobs, enqueue, start_worker, recorder, rows, tables):
+def test_a_job_that_cannot_be_settled_for_now_does_not_hold_up_the_others(
+    jobs, enqueue, start_worker, recorder, rows, tables
+):
     """The handler left an uncommitted row that refers to the job in a connection of its own."""
     rows("CREATE TABLE note (job_id uuid REFERENCES proletarian_job ON DELETE CASCADE)")
     connection = tables.connect()

@@ -28,9 +28,7 @@ def run(database_url, tmp_path):
     def run(page):
         script = tmp_path / "page.py"
         script.write_text(program(page).replace(URL, database_url.render_as_string(hide_password=False)))
-        process = subprocess.Popen(
-            [sys.executable, "-u", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        process = subprocess.Popen([sys.executable, "-u", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         processes.append(process)
         return process
 
@@ -51,9 +49,7 @@ def test_the_readme_works_as_a_program(run, engine):
         assert connection.exec_driver_sql("SELECT status FROM proletarian_archived_job").scalars().all() == ["success"]
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES[1:] if program(page)], ids=lambda page: str(page.relative_to(ROOT))
-)
+@pytest.mark.parametrize("page", [page for page in PAGES[1:] if program(page)], ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_code_of_every_page_runs(run, page):
     process = run(page)
     _, errors = process.communicate(timeout=30)

@@ -7,9 +7,7 @@ from sa_proletarian import ArchivedJob, Job
 
 WORKER = "a_basics/worker.py"
 ENQUEUE = "a_basics/enqueue.py"
-HINT = (
-    "Jobs are already there. For accurate figures in the summary, run this first: python examples/database.py recreate"
-)
+HINT = "Jobs are already there. For accurate figures in the summary, run this first: python examples/database.py recreate"
 
 
 def test_the_worker_echoes_what_the_other_terminal_enqueues(example_database, start):

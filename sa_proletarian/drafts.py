@@ -1,0 +1,187 @@
+"""Drafts: jobs that are checked and encoded as the job's constructor does it, but never become objects.
+
+It owns the short way from an item of ``enqueue_many`` to the values of its columns, for a tenth of an object's time. Models
+with a constructor of their own get the long way. It refuses to touch a connection.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple, TypeAlias, cast
+
+from sqlalchemy import inspect
+from sqlalchemy.orm import Mapper
+
+from . import serializers
+from .job_ids import uuid7, uuid7s
+from .models import Job, JobMixin, checked_name, due_at, given_id
+from .serializers import JSONSerializer
+
+Item: TypeAlias = tuple[str | Callable[..., Any], Any] | Mapping[str, Any]
+"""``(job_type, payload)``, or a mapping of the arguments of ``enqueue``."""
+
+_OURS = frozenset(Job.__table__.c.keys())
+
+
+class Draft(NamedTuple):
+    """A checked job: the values of its columns, and its payload as JSON text; ``None`` if there is no sure one."""
+
+    values: dict[str, Any]
+    text: str | None
+
+
+class Drafts:
+    """Makes drafts of items, by the rules of one model and with the options of one call."""
+
+    def __init__(
+        self,
+        model: type[JobMixin],
+        *,
+        type_of: Callable[[Any], str],
+        now: Callable[[], datetime],
+        queue: str,
+        process_at: datetime | None,
+        process_in: timedelta | None,
+        columns: Mapping[str, Any],
+    ) -> None:
+        self.mapper: Mapper[Any] = inspect(model)
+        self._model = model
+        self._type_of = type_of
+        self._now = now
+        self._queue = checked_name("queue", queue)
+        self._when: dict[str, Any] = {"process_at": process_at, "process_in": process_in}
+        self._columns = self._checked_columns(columns)
+        self._constructs = not _has_our_constructor(self.mapper)
+        self._types: dict[Any, str] = {}
+
+    def begin(self, count: int) -> None:
+        """Read the clock for the next so many drafts; wrong options are refused here."""
+        self._count = count
+        self._enqueued_at = self._now()
+        self._process_at = due_at(self._enqueued_at, **self._when)
+        self._ids: Iterator[Any] = iter(())
+
+    def draft(self, item: Item) -> Draft:
+        """Check an item as the job's constructor does; ``TypeError`` or ``ValueError`` if it cannot be a job."""
+        if type(item) is tuple and len(item) == 2:
+            job_type, payload = item
+            options: dict[str, Any] = {}
+        else:
+            job_type, payload, options = _parts(item)
+        if self._constructs:
+            return self._constructed(job_type, payload, options)
+        value, text = self._encoded(payload)
+        values = {
+            "job_id": None,
+            "queue": self._queue,
+            "job_type": self._type(job_type),
+            "payload": value,
+            "attempts": 0,
+            "enqueued_at": self._enqueued_at,
+            "process_at": self._process_at,
+            "crashes": 0,
+            **self._columns,
+        }
+        job_id = self._apply(values, options) if options else None
+        if job_id is not None or (job_id := self._next_id()) is None:
+            del values["job_id"]
+            return Draft({**given_id(self._model, job_id), **values}, text)
+        values["job_id"] = job_id
+        return Draft(values, text)
+
+    def _apply(self, values: dict[str, Any], options: dict[str, Any]) -> Any:
+        """Overwrite ``values`` by the options of one item, and give the id that they name."""
+        job_id = options.pop("job_id", None)
+        if "queue" in options:
+            values["queue"] = checked_name("queue", options.pop("queue"))
+        if "process_at" in options or "process_in" in options:
+            when = {key: options.pop(key, None) for key in self._when}
+            values["process_at"] = due_at(self._enqueued_at, **when)
+        values.update(self._checked_columns(options))
+        return job_id
+
+    def _next_id(self) -> Any:
+        """Give an id; ``None`` where the database makes it, or where the strategy's has yet to be checked."""
+        if self._model.job_id_strategy is not uuid7:
+            return None
+        job_id = next(self._ids, None)
+        if job_id is None:
+            self._ids = iter(uuid7s(self._count))
+            job_id = next(self._ids)
+        return job_id
+
+    def _type(self, target: Any) -> str:
+        try:
+            return self._types[target]
+        except KeyError:
+            self._types[target] = name = self._named(target)
+            return name
+        except TypeError:  # not hashable
+            return self._named(target)
+
+    def _named(self, target: Any) -> str:
+        if not isinstance(target, str) and not callable(target):
+            raise TypeError(f"a job type must be a text or a registered handler, got a {type(target).__name__}")
+        return checked_name("job_type", self._type_of(target))
+
+    def _encoded(self, payload: Any) -> tuple[Any, str]:
+        serializer = self._model.serializer
+        try:
+            value, text = serializers.encoded(serializer, payload)
+        except (TypeError, ValueError) as error:
+            if type(serializer) is JSONSerializer:
+                raise
+            # the app's own serializer may quote what it was given
+            refusal = f"{type(serializer).__name__} refuses the payload with a {type(error).__name__}"
+            raise same_kind(error, refusal) from error
+        # as SQLAlchemy's JSON type does: what is ASCII passes whatever encoding the connection has
+        return value, text if text.isascii() else json.dumps(value)
+
+    def _constructed(self, job_type: Any, payload: Any, options: dict[str, Any]) -> Draft:
+        """Let a constructor of the app's own make the job."""
+        when = {} if "process_at" in options or "process_in" in options else self._when
+        given: dict[str, Any] = {"queue": self._queue, **when, "enqueued_at": self._enqueued_at, **self._columns, **options}
+        job = self._model(self._type(job_type), payload, **given)
+        made = inspect(job).dict
+        return Draft({key: made[key] for key in self.mapper.columns.keys() if key in made}, None)
+
+    def _checked_columns(self, columns: Mapping[str, Any]) -> dict[str, Any]:
+        for key in columns:
+            if key in _OURS or key not in self.mapper.columns:
+                raise TypeError(f"{key!r} is not a column that can be set on {self._model.__name__}")
+        return dict(columns)
+
+
+def same_kind(error: Exception, message: str) -> Exception:
+    """Give a ``TypeError`` for a ``TypeError``, else a ``ValueError``."""
+    return TypeError(message) if isinstance(error, TypeError) else ValueError(message)
+
+
+def _parts(item: Any) -> tuple[Any, Any, dict[str, Any]]:
+    if isinstance(item, Mapping):
+        options: dict[str, Any] = {**item}
+        if "job_type" not in options:
+            raise TypeError("a mapping must hold a job_type, and may hold a payload and options of enqueue")
+        return options.pop("job_type"), options.pop("payload", None), options
+    if _is_pair(item):
+        return item[0], item[1], {}
+    if isinstance(item, JobMixin):
+        raise TypeError("got a ready job: add it to the session, or give its arguments as a mapping")
+    raise TypeError(f"expected (job_type, payload) or a mapping of enqueue's arguments, got a {type(item).__name__}")
+
+
+def _is_pair(item: Any) -> bool:
+    return isinstance(item, Sequence) and not isinstance(item, (str, bytes, bytearray)) and len(cast("Any", item)) == 2
+
+
+def _has_our_constructor(mapper: Mapper[Any]) -> bool:
+    """Say whether nothing of the app's takes part in making a job: no ``__init__``, validator or inheritance of models."""
+    inits = [vars(kind)["__init__"] for kind in mapper.class_.__mro__[1:] if "__init__" in vars(kind)]
+    original: Any = mapper.class_manager.original_init
+    ours = JobMixin.__init__
+    after = inits[inits.index(ours) + 1 :] if ours in inits else [original]
+    from_sqlalchemy = bool(after) and str(getattr(after[0], "__module__", "")).startswith("sqlalchemy.")
+    plain = not mapper.validators and mapper.inherits is None and mapper.polymorphic_on is None
+    return original is ours and from_sqlalchemy and plain
