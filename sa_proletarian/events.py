@@ -99,6 +99,13 @@ class HandleJobException(JobEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TimedOut(JobEvent):
+    """A statement of the handler ran into a timeout of the server; ``handle_job_exception`` follows."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HandleJobExceptionWithInterrupt(JobEvent):
     """The handler raised after it had been interrupted; this is an interruption and not a failure."""
 
@@ -261,6 +268,7 @@ class Emitter:
 
 
 _ERRORS = (
+    TimedOut,
     HandleJobException,
     HandleJobExceptionWithInterrupt,
     NotRetrying,

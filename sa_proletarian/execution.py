@@ -135,6 +135,8 @@ class Execution:
         if _savepoint_is_gone(error):
             self.conclusion.tell(run, events.TransactionEscaped)
             error = TransactionEscaped("the handler ended the transaction behind its session's back")
+        if trouble(error) is Trouble.CANCELLED:
+            self.conclusion.tell(run, events.TimedOut, error=error)
         self.conclusion.tell(run, events.HandleJobException, error=error)
         with suppress(Exception):  # the job as it was: the handler may have attached and expired it
             prepare(run, self.transactions.lifecycle)

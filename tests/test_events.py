@@ -146,6 +146,7 @@ def test_no_event_has_room_for_a_payload(kind):
         ("connection_died", "ERROR"),
         ("connection_unavailable", "ERROR"),
         ("interrupted_while_shutting_down", "INFO"),
+        ("timed_out", "ERROR"),
         ("handle_job_exception", "ERROR"),
         ("handle_job_exception_with_interrupt", "ERROR"),
         ("not_retrying", "ERROR"),

@@ -840,6 +840,16 @@ def test_payloads_are_not_in_the_errors_of_our_own_connections(run, rows, record
     assert '"n"' not in str(event.error) + repr(event.error.orig)
 
 
+def test_a_timeout_of_the_server_is_told_and_is_a_failure(run, rows, recorder):
+    def handler(session, job):
+        session.execute(text("SET LOCAL statement_timeout = '20ms'"))
+        session.execute(text("SELECT pg_sleep(10)"))
+
+    assert run(handler) is Outcome.GAVE_UP
+    assert recorder.names == ["handling_job", "timed_out", "handle_job_exception", "not_retrying"]
+    assert "statement timeout" in str(recorder.named("timed_out")[0].error)
+
+
 # what a handler leaves behind
 
 
