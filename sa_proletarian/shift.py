@@ -50,7 +50,8 @@ class Shift:
         self._deadline = float("inf")
         self._inbox: queues.SimpleQueue[int | None] | None = None
         self._handlers = [self._thread(self._work, str(number), number) for number in range(1, threads + 1)]
-        self.threads: list[threading.Thread] = [self._thread(self._feed, "feeder"), *self._handlers]
+        # handlers first: a feeder that stops at once must find them started
+        self.threads: list[threading.Thread] = [*self._handlers, self._thread(self._feed, "feeder")]
         self.done: threading.Event = threading.Event()
         self.clean: bool = False
 
@@ -113,7 +114,12 @@ class Shift:
             self._feeder.run()
         finally:
             self._tray.close()
-            self._end()
+            try:
+                self._end()
+            finally:
+                self.done.set()
+                if self._inbox is not None:
+                    self._inbox.put(DONE)
 
     def _end(self) -> None:
         unfinished = [run.claim.job_id for run in self._feeder.unfinished]
@@ -126,9 +132,6 @@ class Shift:
             self._emit_unfinished(unfinished)
         else:
             self.clean = self._call_on_shutdown()
-        self.done.set()
-        if self._inbox is not None:
-            self._inbox.put(DONE)
 
     def _emit_unfinished(self, job_ids: Iterable[Any]) -> None:
         self._emit(events.QueueWorkerShutdownError, error=None, job_ids=tuple(job_ids))
