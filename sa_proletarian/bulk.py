@@ -56,7 +56,7 @@ def put_many(
         raise TypeError(f"enqueue_many takes an iterable of (job_type, payload), got a {type(items).__name__}")
     ids: list[Any] = []
     _check_target(target)
-    drafts.begin(chunk_size)
+    drafts.begin()
     with target.begin_nested():
         insertion = Insertion(_connection(target, drafts.mapper), drafts.mapper)
         for chunk in _chunks(drafts, items, chunk_size):
@@ -71,7 +71,7 @@ def _chunks(drafts: Drafts, items: Iterable[Item], size: int) -> Iterator[list[D
     room = MOST_TEXT
     for index, item in enumerate(items):
         if not chunk:
-            drafts.begin(size)
+            drafts.begin()
         try:
             draft = drafts.draft(item)
         except (TypeError, ValueError) as error:
@@ -136,7 +136,7 @@ class Insertion:
             values = [draft.values[key] for draft in drafts]
             first = values[0]
             if all(value is first for value in values):
-                constants[key] = first
+                constants[key] = _constant(self._columns[key].type, first)
             else:
                 arrays[key] = _array(self._columns[key].type, values)
         return constants, arrays
@@ -147,7 +147,7 @@ class Insertion:
         defaults: dict[str, Any] = {key: default for key, default in left.items() if default is not None}
         if not all(default.is_scalar for default in defaults.values()):
             raise NoLiteralError
-        return {key: default.arg for key, default in defaults.items()}
+        return {key: _constant(self._columns[key].type, default.arg) for key, default in defaults.items()}
 
     def _payloads(self, drafts: list[Draft]) -> str:
         kind = self._columns["payload"].type
@@ -168,7 +168,7 @@ class Insertion:
         """Make the statement; arrays travel as one text each, which every driver passes on as it is."""
         literals = [cast(bindparam(f"all_{key}", type_=Text()), ARRAY(Text())) for key in arrays]
         jobs = func.unnest(*literals).table_valued(*(column(key, Text()) for key in arrays)).render_derived(name="jobs")
-        of_type = {key: self._columns[key].type for key in (*constants, *arrays)}
+        of_type = {key: _cast_to(self._columns[key].type) for key in (*constants, *arrays)}
         shared = [cast(bindparam(f"the_{key}", type_=of_type[key]), of_type[key]) for key in constants]
         own = [cast(jobs.c[key], of_type[key]) for key in arrays]
         columns = [self._columns[key] for key in (*constants, *arrays)]
@@ -181,16 +181,36 @@ class NoLiteralError(Exception):
 
 def _array(kind: Any, values: Sequence[Any]) -> str:
     """Give the literal of an array of texts, each of which PostgreSQL can cast to ``kind``."""
+    python_type, literal = _form(kind)
+    if any(type(value) is not python_type for value in values):
+        raise NoLiteralError
+    return literal(values)
+
+
+def _constant(kind: Any, value: Any) -> Any:
+    if value is not None and type(value) is not _form(kind)[0]:
+        raise NoLiteralError
+    return value
+
+
+def _form(kind: Any) -> tuple[type, Callable[[Sequence[Any]], str]]:
+    """Say for a column's type how its values look in Python, and how they become the literal of an array."""
     for kinds, python_type, literal in _LITERALS:
         if type(kind) in kinds:
-            if any(type(value) is not python_type for value in values):
-                raise NoLiteralError
-            return literal(values)
+            return python_type, literal
     raise NoLiteralError
 
 
+def _cast_to(kind: Any) -> Any:
+    """Give the type to cast to; a cast to ``VARCHAR(n)`` would cut off what an INSERT refuses."""
+    return Text() if type(kind) in (String, Text) else kind
+
+
 def _strings(values: Sequence[Any]) -> str:
-    escaped = "\x00".join(values).replace("\\", "\\\\").replace('"', '\\"')  # no text that PostgreSQL takes holds a NUL
+    joined = "\x00".join(values)
+    if joined.count("\x00") != len(values) - 1:  # the database refuses it; the separator must not hide it
+        raise NoLiteralError
+    escaped = joined.replace("\\", "\\\\").replace('"', '\\"')
     return '{"' + escaped.replace("\x00", '","') + '"}'
 
 

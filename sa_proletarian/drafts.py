@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, TypeAlias, cast
+from uuid import UUID
 
 from sqlalchemy import inspect
 from sqlalchemy.orm import Mapper
@@ -22,6 +23,7 @@ from .serializers import JSONSerializer
 Item: TypeAlias = tuple[str | Callable[..., Any], Any] | Mapping[str, Any]
 """``(job_type, payload)``, or a mapping of the arguments of ``enqueue``."""
 
+_IDS_AT_ONCE = 64
 _OURS = frozenset(Job.__table__.c.keys())
 
 
@@ -54,14 +56,14 @@ class Drafts:
         self._when: dict[str, Any] = {"process_at": process_at, "process_in": process_in}
         self._columns = self._checked_columns(columns)
         self._constructs = not _has_our_constructor(self.mapper)
+        self._makes_uuids = model.job_id_strategy is uuid7 and self.mapper.columns["job_id"].type.python_type is UUID
         self._types: dict[Any, str] = {}
+        self._ids: Iterator[Any] = iter(())
 
-    def begin(self, count: int) -> None:
-        """Read the clock for the next so many drafts; wrong options are refused here."""
-        self._count = count
+    def begin(self) -> None:
+        """Read the clock for the next drafts; wrong options are refused here."""
         self._enqueued_at = self._now()
         self._process_at = due_at(self._enqueued_at, **self._when)
-        self._ids: Iterator[Any] = iter(())
 
     def draft(self, item: Item) -> Draft:
         """Check an item as the job's constructor does; ``TypeError`` or ``ValueError`` if it cannot be a job."""
@@ -104,11 +106,11 @@ class Drafts:
 
     def _next_id(self) -> Any:
         """Give an id; ``None`` where the database makes it, or where the strategy's has yet to be checked."""
-        if self._model.job_id_strategy is not uuid7:
+        if not self._makes_uuids:
             return None
         job_id = next(self._ids, None)
         if job_id is None:
-            self._ids = iter(uuid7s(self._count))
+            self._ids = iter(uuid7s(_IDS_AT_ONCE))
             job_id = next(self._ids)
         return job_id
 

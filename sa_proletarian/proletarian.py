@@ -118,6 +118,7 @@ class Proletarian(Registry, Generic[J, A]):
     def enqueue_many(
         self,
         target: Any,
+        /,
         items: Iterable[Item],
         *,
         queue: str = DEFAULT_QUEUE,

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import JSON, BigInteger, Identity, Text, create_engine, event, func, select, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import JSON, BigInteger, Identity, String, Text, create_engine, event, func, select, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker, validates
 from sqlalchemy.types import TypeDecorator
@@ -336,6 +336,34 @@ def test_columns_of_the_app_are_set_and_keep_their_defaults(app, rows, tables):
     stored = rows("SELECT tenant_id, source, noted_at IS NOT NULL FROM app_job ORDER BY job_id")
     assert stored == [(7, "web", True), (7, "web", True), (0, '"0"', True), (1, '"1"', True), (9, "web", True)]
     assert next(numbers) == 0
+
+
+@pytest.mark.parametrize("values", [("abcd", "abcd"), ("abcd", "a"), ("a\x00b", "c"), ("a\x00b", "a\x00b")])
+def test_what_a_column_of_the_app_cannot_hold_is_refused_and_not_cut_off(app, tables, values):
+    base, jobs = models(__tablename__="app_job", __annotations__={"tag": Mapped[str]}, tag=mapped_column(String(3)))
+    base.metadata.create_all(app, tables=[jobs.job_model.__table__])
+    with app.begin() as connection:
+        # psycopg2 calls a NUL a ValueError, the others a DataError
+        with pytest.raises((DBAPIError, ValueError)):
+            jobs.enqueue_many(connection, [{"job_type": "welcome", "tag": value} for value in values])
+        jobs.enqueue_many(connection, [{"job_type": "welcome", "tag": "abc"}])
+
+
+def test_columns_of_types_of_the_apps_own_are_written_by_those_types(app, rows, tables):
+    base, jobs = models(__tablename__="app_job", __annotations__={"tag": Mapped[str]}, tag=mapped_column(Reversed))
+    base.metadata.create_all(app, tables=[jobs.job_model.__table__])
+    with app.begin() as connection:
+        jobs.enqueue_many(connection, pairs(2), tag="abc")
+    assert rows("SELECT tag FROM app_job") == [("cba",), ("cba",)]
+
+
+def test_an_id_strategy_must_fit_the_column(app, tables):
+    base, jobs = models(
+        __tablename__="app_job", __annotations__={"job_id": Mapped[str]}, job_id=mapped_column(primary_key=True)
+    )
+    base.metadata.create_all(app, tables=[jobs.job_model.__table__])
+    with app.begin() as connection, pytest.raises(TypeError, match="item 0: job_id must be a str"):
+        jobs.enqueue_many(connection, pairs(2))
 
 
 def test_a_default_that_is_called_is_called_for_every_job(app, rows, tables):
