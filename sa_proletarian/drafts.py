@@ -1,6 +1,6 @@
 """Drafts: jobs that are checked and encoded as the job's constructor does it, but never become objects.
 
-It owns the short way from an item of ``enqueue_many`` to the values of its columns, for a tenth of an object's time. Models
+It owns the short way from an item of ``enqueue_many`` to the values of its columns, without an object's cost. Models
 with a constructor of their own get the long way. It refuses to touch a connection.
 """
 
