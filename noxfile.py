@@ -71,8 +71,10 @@ def types(session: nox.Session) -> None:
     """Strict types in the library, the typing tests, and the public names as a user's checker sees them."""
     install(session, "dev")
     session.run("mypy")
-    session.run("basedpyright", "--warnings")
-    session.run("basedpyright", "--verifytypes", "sa_proletarian", "--ignoreexternal")
+    # a .venv in the clone, such as the README makes, would be taken instead of the session's own environment
+    pyright = ("basedpyright", "--pythonpath", f"{session.bin}/python")
+    session.run(*pyright, "--warnings")
+    session.run(*pyright, "--verifytypes", "sa_proletarian", "--ignoreexternal")
 
 
 @nox.session
