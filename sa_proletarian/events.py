@@ -1,8 +1,7 @@
 """Events: what a worker tells the world, one frozen dataclass for each thing that happens.
 
-It owns the names (Proletarian's where Proletarian has the event) and the default listener, which turns events into records
-of the standard ``logging``. It refuses to know levels in the events themselves, and payloads altogether: no event carries
-one, and errors are logged by type and message without what a database quotes.
+It owns the names (Proletarian's where Proletarian has the event) and how they reach a listener; the default one, from
+``event_log``, is here by name. It refuses to know levels, and payloads altogether: no event carries one.
 
 A listener is a function of one argument, called in the thread in which the event happens; it should be quick. An error in
 it is logged and harms nothing.
@@ -10,8 +9,6 @@ it is logged and harms nothing.
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 import re
 import threading
 from collections.abc import Callable
@@ -19,10 +16,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
-from .errors import describe, frames
+from .errors import describe
+from .event_log import level_of as level_of
+from .event_log import line as line
+from .event_log import log_event as log_event
+from .event_log import logger
 from .retry import RetrySpec
-
-logger: logging.Logger = logging.getLogger("sa_proletarian")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,64 +264,3 @@ class Emitter:
             self._listener(event)
         except (Exception, SystemExit) as error:
             logger.error("the listener failed on %s: %s", event.name, describe(error))
-
-
-_ERRORS = (
-    TimedOut,
-    HandleJobException,
-    HandleJobExceptionWithInterrupt,
-    NotRetrying,
-    RetryStrategyError,
-    OnFailedError,
-    JobCrashed,
-    ClaimLost,
-    JobParked,
-    TransactionEscaped,
-    ConnectionDied,
-    ConnectionUnavailable,
-    SqlTransientException,
-    JobWorkerError,
-    QueueWorkerShutdownError,
-)
-
-
-def log_event(event: Event) -> None:
-    """Write ``event`` to the logger ``sa_proletarian``: the default listener.
-
-    Errors and ``not_retrying`` are ``ERROR``, polling is ``DEBUG``, the rest ``INFO``.
-    The fields of the event are in ``record.proletarian``, a dict, for structured formatters; errors are described there.
-    """
-    level = level_of(event)
-    if logger.isEnabledFor(level):
-        fields = {field.name: _harmless(getattr(event, field.name)) for field in dataclasses.fields(event)}
-        logger.log(level, "%s", line(event), extra={"proletarian": {"event": event.name} | fields})
-
-
-def level_of(event: Event) -> int:
-    """Give the ``logging`` level at which the default listener writes ``event``."""
-    if isinstance(event, _ERRORS):
-        return logging.ERROR
-    return logging.DEBUG if isinstance(event, PollingForJobs) else logging.INFO
-
-
-def line(event: Event) -> str:
-    """Give ``event`` as one line ``name key=value …``; errors by type and message, with frames only for handlers' own."""
-    pairs = [f"{field.name}={_shown(getattr(event, field.name))}" for field in dataclasses.fields(event)]
-    text = " ".join([event.name, *pairs])
-    if isinstance(event, HandleJobException):
-        text = "\n".join([text, frames(event.error)]).rstrip()
-    return text
-
-
-def _harmless(value: Any) -> Any:
-    """Put words in the place of an exception, whose own text may quote a payload."""
-    return describe(value) if isinstance(value, BaseException) else value
-
-
-def _shown(value: Any) -> str:
-    value = _harmless(value)
-    if isinstance(value, str):  # quoted where it could be taken for more than a word, or for another line
-        return value if value.isprintable() and value and " " not in value else repr(value)
-    if isinstance(value, datetime):
-        return value.isoformat(timespec="milliseconds")
-    return str(value)
