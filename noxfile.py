@@ -5,6 +5,8 @@ What follows ``--`` goes to pytest: ``nox -s tests -- --postgresql=16 -k retry``
 
 from __future__ import annotations
 
+import os
+
 import nox
 
 nox.needs_version = ">=2024.4.15"
@@ -14,6 +16,8 @@ nox.options.sessions = ["tests", "lint", "types", "docs", "examples"]
 
 PYTHONS = ["3.11", "3.12", "3.13"]
 QUICK = ("-m", "not slow")
+# tests wait for databases and processes more than they compute
+PARALLEL = ("-n", str(max(3, os.cpu_count() or 1)), "--dist", "worksteal")
 
 
 def install(session: nox.Session, *requirements: str) -> None:
@@ -28,7 +32,7 @@ def pinned(session: nox.Session, name: str) -> None:
 
 
 def pytest(session: nox.Session, *arguments: str) -> None:
-    session.run("python", "-m", "pytest", *arguments)
+    session.run("python", "-m", "pytest", *PARALLEL, *arguments)
 
 
 @nox.session
