@@ -13,6 +13,7 @@ from sqlalchemy import MetaData
 from sqlalchemy.orm import DeclarativeBase, registry
 
 from .models import ArchivedJobMixin, JobMixin
+from .tables import worker_table_name
 
 DEFAULT_PREFIX = "proletarian_"
 
@@ -54,7 +55,7 @@ def models_for(
     :param base: a declarative base of any kind, a ``registry``, or a ``MetaData``. The tables join its ``MetaData``, so your
         Alembic sees them. The classes join its ``registry``, so that relationships find them by name, and they find your
         models; a ``MetaData`` alone gives them a registry of their own. Nothing else is taken from the base.
-    :param prefix: goes before ``job`` and ``archived_job`` in the tables' names; default ``"proletarian_"``.
+    :param prefix: goes before ``job``, ``archived_job`` and ``worker`` in the tables' names; default ``"proletarian_"``.
     :param schema: the tables' schema; default that of the ``MetaData``.
     :param mixins: subclasses of :class:`JobMixin` and :class:`ArchivedJobMixin`, not mapped, that add columns or change the
         serializer or the ids.
@@ -91,7 +92,7 @@ def _check_names(metadata: MetaData, prefix: object, schema: object) -> None:
     if not isinstance(schema, str | None):
         raise TypeError(f"schema must be a text or None, got {schema!r}")
     place = metadata.schema if schema is None else schema
-    for name in (f"{prefix}job", f"{prefix}archived_job"):
+    for name in (f"{prefix}job", f"{prefix}archived_job", worker_table_name(f"{prefix}job")):
         if (key := f"{place}.{name}" if place else name) in metadata.tables:
             raise ValueError(f"the MetaData has a table {key} already: give another prefix or schema")
 

@@ -1,9 +1,9 @@
-"""The two tables, as mixins for an app's own declarative base and as ready-made models.
+"""Job and archived job, as mixins for an app's own declarative base and as ready-made models.
 
 It owns columns, index and CHECKs, and the constructor that validates and encodes a job before any SQL. It refuses to know
 about sessions: adding and querying is what SQLAlchemy is for.
 
-    class Job(JobMixin, Base): ...                   # table proletarian_job
+    class Job(JobMixin, Base): ...                   # table proletarian_job, and proletarian_worker beside it
     class ArchivedJob(ArchivedJobMixin, Base): ...   # table proletarian_archived_job
 
 Set ``__tablename__`` and ``__table_args__`` as in any model; the index and the CHECKs stay. Further columns are welcome:
@@ -20,28 +20,18 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 from uuid import UUID
 
-from sqlalchemy import JSON, CheckConstraint, DateTime, Index, Integer, MetaData, String, Table, Text, Uuid, inspect
-from sqlalchemy.dialects.mysql import DATETIME
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import Integer, MetaData, String, Table, Text, Uuid, inspect
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
-from sqlalchemy.sql.elements import conv
 
 from . import clock, serializers
 from .job_ids import JobIdStrategy, uuid7
 from .serializers import JSONSerializer, Serializer
+from .tables import COMMENT, DOCUMENT, EARLIEST, LATEST, NAME_LIMIT, TIMESTAMP, add_checks, add_index, worker_table
+from .tables import SCHEMA_VERSION as SCHEMA_VERSION
 
-SCHEMA_VERSION = 1
 DEFAULT_QUEUE = "default"
-NAME_LIMIT = 200
 
 _NAME = re.compile(r"[A-Za-z0-9_.:\-]{1,200}", re.ASCII)
-# Python's calendar, less a day at either end for the time zones of sessions
-EARLIEST = datetime(1, 1, 3, tzinfo=UTC)
-LATEST = datetime(9999, 12, 30, tzinfo=UTC)
-
-_timestamp = DateTime(timezone=True).with_variant(DATETIME(fsp=6), "mysql", "mariadb")
-_json = JSON().with_variant(JSONB(), "postgresql")
-
 
 J = TypeVar("J")
 
@@ -69,10 +59,10 @@ class _QueueTable:
     job_id: Mapped[UUID] = mapped_column(Uuid(), primary_key=True, sort_order=-100)
     queue: Mapped[str] = mapped_column(String(NAME_LIMIT), nullable=False, sort_order=-99)
     job_type: Mapped[str] = mapped_column(String(NAME_LIMIT), nullable=False, sort_order=-98)
-    payload: Mapped[Any] = mapped_column(_json, nullable=False, sort_order=-97)
+    payload: Mapped[Any] = mapped_column(DOCUMENT, nullable=False, sort_order=-97)
     attempts: Mapped[int] = mapped_column(Integer(), nullable=False, sort_order=-96)
-    enqueued_at: Mapped[datetime] = mapped_column(_timestamp, nullable=False, sort_order=-95)
-    process_at: Mapped[datetime] = mapped_column(_timestamp, nullable=False, sort_order=-94)
+    enqueued_at: Mapped[datetime] = mapped_column(TIMESTAMP, nullable=False, sort_order=-95)
+    process_at: Mapped[datetime] = mapped_column(TIMESTAMP, nullable=False, sort_order=-94)
 
     def __init_subclass__(cls, **options: Any) -> None:
         if issubclass(cls, MappedAsDataclass) or hasattr(cls, "__pydantic_decorators__"):
@@ -85,9 +75,9 @@ class _QueueTable:
         if is_dataclass(cls):  # made one by a decorator, or by a base that comes before the mixin
             raise _two_constructors(cls)
         make: Callable[..., Table | None] = getattr(super(), "__table_cls__", Table)
-        options.setdefault("comment", f"sa_proletarian schema v{SCHEMA_VERSION}")
+        options.setdefault("comment", COMMENT)
         table = make(*args, **options)
-        if table is not None:
+        if table is not None and "queue" in table.c:  # else it is a subclass's, joined to the table that has it
             cls._complete(table)
         return table
 
@@ -113,16 +103,19 @@ class JobMixin(_QueueTable):
     :param columns: values for columns that the app's subclass adds.
 
     ``ValueError`` or ``TypeError`` for what the database would refuse or could not give back.
+
+    ``__worker_table__`` is the table beside it in which workers say what goes on now; a ``Table`` without a model.
     """
 
     __tablename__ = "proletarian_job"
+    __worker_table__: ClassVar[Table]
 
     serializer: ClassVar[Serializer] = JSONSerializer()
     job_id_strategy: ClassVar[JobIdStrategy] = staticmethod(uuid7)
 
     claim_id: Mapped[UUID | None] = mapped_column(Uuid(), nullable=True, sort_order=-93)
     claimed_by: Mapped[str | None] = mapped_column(Text(), nullable=True, sort_order=-92)
-    claimed_until: Mapped[datetime | None] = mapped_column(_timestamp, nullable=True, sort_order=-91)
+    claimed_until: Mapped[datetime | None] = mapped_column(TIMESTAMP, nullable=True, sort_order=-91)
     crashes: Mapped[int] = mapped_column(Integer(), nullable=False, sort_order=-90)
     last_error: Mapped[str | None] = mapped_column(Text(), nullable=True, sort_order=-89)
 
@@ -174,9 +167,9 @@ class JobMixin(_QueueTable):
 
     @classmethod
     def _complete(cls, table: Table) -> None:
-        columns = table.c
-        Index(_final(f"ix_{table.name}_due"), columns.queue, columns.process_at, columns.job_id)
-        _add_checks(table, counts=("attempts", "crashes"), instants=("enqueued_at", "process_at", "claimed_until"))
+        is_new = add_index(table, "due", "queue", "process_at", "job_id")
+        add_checks(table, counts=("attempts", "crashes"), instants=("enqueued_at", "process_at", "claimed_until"))
+        cls.__worker_table__ = worker_table(table, keep_existing=not is_new)
 
 
 class ArchivedJobMixin(_QueueTable):
@@ -185,12 +178,12 @@ class ArchivedJobMixin(_QueueTable):
     __tablename__ = "proletarian_archived_job"
 
     status: Mapped[str] = mapped_column(String(20), nullable=False, sort_order=-93)
-    finished_at: Mapped[datetime] = mapped_column(_timestamp, nullable=False, sort_order=-92)
+    finished_at: Mapped[datetime] = mapped_column(TIMESTAMP, nullable=False, sort_order=-92)
     error: Mapped[str | None] = mapped_column(Text(), nullable=True, sort_order=-91)
 
     @classmethod
     def _complete(cls, table: Table) -> None:
-        _add_checks(table, counts=("attempts",), instants=("enqueued_at", "process_at", "finished_at"))
+        add_checks(table, counts=("attempts",), instants=("enqueued_at", "process_at", "finished_at"))
 
 
 def checked_name(what: str, name: object) -> str:
@@ -256,23 +249,6 @@ def detached(model: type[J], values: dict[str, Any]) -> J:
     state.dict.update(values)
     state.key = mapper.identity_key_from_primary_key((values["job_id"],))
     return instance  # type: ignore[no-any-return]
-
-
-def _add_checks(table: Table, *, counts: tuple[str, ...], instants: tuple[str, ...]) -> None:
-    """Keep out by CHECK what could be inserted by hand but not be read by a worker, or not be counted on."""
-    for name in counts:
-        _add_check(table, name, f"{name} >= 0")
-    for name in instants:
-        _add_check(table, name, f"{name} >= '{EARLIEST.date()}' AND {name} < '{LATEST.date()}'")
-
-
-def _add_check(table: Table, column: str, condition: str) -> None:
-    table.append_constraint(CheckConstraint(condition, name=_final(f"ck_{table.name}_{column}")))
-
-
-def _final(name: str) -> conv:
-    """Give a name that no naming convention of the app's MetaData changes, also not one with ``constraint_name``."""
-    return conv(name)
 
 
 metadata: MetaData = MetaData()

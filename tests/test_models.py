@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import (
+    BLANK_SCHEMA,
     BigInteger,
     DateTime,
     ForeignKey,
@@ -22,7 +23,7 @@ from sqlalchemy import (
     inspect,
     text,
 )
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, declared_attr, mapped_column, relationship, sessionmaker
 
 from sa_proletarian import ArchivedJob, ArchivedJobMixin, Job, JobMixin, Outcome, Proletarian, database_generated, uuid7
@@ -30,6 +31,8 @@ from sa_proletarian import ArchivedJob, ArchivedJobMixin, Job, JobMixin, Outcome
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 CHECKS = {"attempts", "crashes", "enqueued_at", "process_at", "claimed_until"}
 ARCHIVED_CHECKS = {"attempts", "enqueued_at", "process_at", "finished_at"}
+WORKER_CHECKS = {"started_at", "last_seen_at"}
+WORKER_KEY = ["kind", "subject", "worker_id"]
 
 
 def base(**attributes: Any) -> Any:
@@ -50,13 +53,15 @@ def indexes(engine, table, schema=None):
     return {index["name"]: index["column_names"] for index in inspect(engine).get_indexes(table, schema=schema)}
 
 
-def assert_complete(engine, job="proletarian_job", archived="proletarian_archived_job", schema=None):
+def assert_complete(engine, job="proletarian_job", archived="proletarian_archived_job", schema=None, worker=None):
     """Assert that index, CHECKs, primary keys and the schema's version are in the database."""
     assert indexes(engine, job, schema)[f"ix_{job}_due"] == ["queue", "process_at", "job_id"]
     assert checks(engine, job, schema) >= {f"ck_{job}_{name}" for name in CHECKS}
     assert checks(engine, archived, schema) >= {f"ck_{archived}_{name}" for name in ARCHIVED_CHECKS}
-    for table in (job, archived):
-        assert inspect(engine).get_pk_constraint(table, schema=schema)["constrained_columns"] == ["job_id"]
+    worker = worker or ("proletarian_worker" if job == "proletarian_job" else f"{job}_worker")
+    assert checks(engine, worker, schema) == {f"ck_{worker}_{name}" for name in WORKER_CHECKS}
+    for table, key in {job: ["job_id"], archived: ["job_id"], worker: WORKER_KEY}.items():
+        assert inspect(engine).get_pk_constraint(table, schema=schema)["constrained_columns"] == key
 
 
 def run_one(engine, job_model, archived_model, payload=None, **options):
@@ -108,8 +113,22 @@ def test_the_archive_has_the_shared_columns_then_how_when_and_why_it_ended(table
 
 def test_the_default_tables_are_complete_and_say_their_version(tables):
     assert_complete(tables)
-    for table in ("proletarian_job", "proletarian_archived_job"):
-        assert inspect(tables).get_table_comment(table) == {"text": "sa_proletarian schema v1"}
+    for table in ("proletarian_job", "proletarian_archived_job", "proletarian_worker"):
+        assert inspect(tables).get_table_comment(table) == {"text": "sa_proletarian schema v2"}
+
+
+def test_the_worker_table_says_of_whom_about_what_and_since_when(tables):
+    instant = "TIMESTAMP(timezone=True)"
+    assert list(columns(tables, "proletarian_worker").items()) == [
+        ("kind", "VARCHAR(length=20) NOT NULL"),
+        ("subject", "VARCHAR(length=200) NOT NULL"),
+        ("worker_id", "VARCHAR(length=200) NOT NULL"),
+        ("idle", "BOOLEAN() NOT NULL"),
+        ("detail", "JSONB(astext_type=Text())"),
+        ("started_at", f"{instant} NOT NULL"),
+        ("last_seen_at", f"{instant} NOT NULL"),
+    ]
+    assert Job.__worker_table__ is Job.metadata.tables["proletarian_worker"]
 
 
 def test_a_job_that_was_only_added_is_a_job(tables):
@@ -199,7 +218,7 @@ def test_index_and_checks_survive_table_args_of_the_app(engine):
     assert indexes(engine, "with_tuple")["ix_with_tuple_type"] == ["job_type"]
     assert indexes(engine, "archived_with_tuple")["ix_finished"] == ["finished_at"]
     assert inspect(engine).get_table_comment("with_tuple") == {"text": "ours"}
-    assert inspect(engine).get_table_comment("with_dict") == {"text": "sa_proletarian schema v1"}
+    assert inspect(engine).get_table_comment("with_dict") == {"text": "sa_proletarian schema v2"}
     with engine.connect() as connection:
         persistence = connection.scalar(text("SELECT relpersistence FROM pg_class WHERE relname = 'with_dict'"))
     assert persistence == "u"
@@ -224,8 +243,93 @@ def test_a_type_annotation_map_changes_none_of_our_columns(tables):
     with tables.begin() as connection:
         connection.execute(text("CREATE SCHEMA mapped"))
     Base.metadata.create_all(tables)
-    for table in ("proletarian_job", "proletarian_archived_job"):
+    for table in ("proletarian_job", "proletarian_archived_job", "proletarian_worker"):
         assert columns(tables, table, "mapped") == columns(tables, table)
+
+
+@pytest.mark.parametrize(
+    ("job", "worker"),
+    [
+        ("mail", "mail_worker"),
+        ("mail_job", "mail_worker"),
+        ("job", "worker"),
+        ("job_2", "job_2_worker"),
+        ("jobs", "jobs_worker"),
+    ],
+)
+def test_the_worker_table_is_named_like_its_job_table(engine, job, worker):
+    Base = base(metadata=MetaData(naming_convention={"ck": "%(table_name)s_%(constraint_name)s"}))
+    AppJob = type("AppJob", (JobMixin, Base), {"__tablename__": job})
+    AppArchivedJob = type("AppArchivedJob", (ArchivedJobMixin, Base), {"__tablename__": "archive"})
+    Base.metadata.create_all(engine)
+    assert_complete(engine, job, "archive", worker=worker)
+    assert AppJob.__worker_table__.name == worker
+    assert not hasattr(AppArchivedJob, "__worker_table__")
+
+
+def test_a_worker_table_of_no_schema_stays_out_of_the_metadatas_default_schema():
+    Base = base(metadata=MetaData(schema="app"))
+    AppJob = type("AppJob", (JobMixin, Base), {"__table_args__": {"schema": BLANK_SCHEMA}})
+    assert set(Base.metadata.tables) == {"proletarian_job", "proletarian_worker"}
+    assert AppJob.__worker_table__.schema is None
+
+
+def test_an_abstract_model_makes_no_table_and_each_of_its_subclasses_one_of_each():
+    Base = base()
+
+    class AppJob(JobMixin, Base):
+        __abstract__ = True
+
+    assert not Base.metadata.tables
+    Mail = type("Mail", (AppJob,), {"__tablename__": "mail"})
+    Report = type("Report", (AppJob,), {"__tablename__": "report"})
+    assert set(Base.metadata.tables) == {"mail", "mail_worker", "report", "report_worker"}
+    assert (Mail.__worker_table__.name, Report.__worker_table__.name) == ("mail_worker", "report_worker")
+
+
+def test_a_subclass_of_a_model_shares_its_worker_table(engine):
+    Base = base()
+
+    class AppJob(JobMixin, Base):
+        __mapper_args__ = {"polymorphic_on": "job_type", "polymorphic_identity": "work"}  # noqa: RUF012
+
+    class InTheSameTable(AppJob):
+        __tablename__ = None
+        __mapper_args__ = {"polymorphic_identity": "same"}  # noqa: RUF012
+
+    class InATableOfItsOwn(AppJob):
+        __tablename__ = "joined"
+        __mapper_args__ = {"polymorphic_identity": "joined"}  # noqa: RUF012
+        job_id: Mapped[UUID] = mapped_column(ForeignKey(AppJob.job_id), primary_key=True)
+
+    Base.metadata.create_all(engine)
+    assert set(inspect(engine).get_table_names()) == {"proletarian_job", "proletarian_worker", "joined"}
+    assert checks(engine, "joined") == set()
+    assert InTheSameTable.__worker_table__ is InATableOfItsOwn.__worker_table__ is AppJob.__worker_table__
+
+
+@pytest.mark.filterwarnings("ignore:This declarative base already contains a class:sqlalchemy.exc.SAWarning")
+@pytest.mark.parametrize("option", ["extend_existing", "keep_existing"])
+def test_a_model_that_is_declared_again_keeps_its_tables(engine, option):
+    Base = base()
+    for name in ("first", "second"):
+        args = {"__table_args__": {option: True}, "__doc__": name}
+        AppJob = type("AppJob", (JobMixin, Base), {**args})
+        AppArchivedJob = type("AppArchivedJob", (ArchivedJobMixin, Base), {**args})
+        assert AppJob.__worker_table__ is Base.metadata.tables["proletarian_worker"]
+    Base.metadata.create_all(engine)
+    assert_complete(engine)
+    assert run_one(engine, AppJob, AppArchivedJob)[1].status == "success"
+
+
+def test_a_table_name_that_is_taken_is_refused_as_sqlalchemy_refuses_it():
+    Base = base()
+    type("AppJob", (JobMixin, Base), {})
+    with pytest.raises(InvalidRequestError, match="Table 'proletarian_job' is already defined"):
+        type("OtherJob", (JobMixin, Base), {})
+    type("Mail", (JobMixin, Base), {"__tablename__": "mail"})
+    with pytest.raises(InvalidRequestError, match="Table 'mail_worker' is already defined"):
+        type("MailJob", (JobMixin, Base), {"__tablename__": "mail_job"})
 
 
 # More columns
@@ -395,28 +499,40 @@ INSERT = {
     "proletarian_job": {"attempts": "0", "crashes": "0", "claimed_until": "NULL"},
     "proletarian_archived_job": {"attempts": "0", "status": "'success'", "finished_at": "now()"},
 }
+WORKER = {
+    "kind": "'queue'",
+    "subject": "'default'",
+    "worker_id": "'me'",
+    "idle": "true",
+    "started_at": "now()",
+    "last_seen_at": "now()",
+}
 OUT_OF_RANGE = ("'infinity'", "'-infinity'", "'10000-01-01'", "'0001-01-01 BC'", "'0001-01-01'", "'9999-12-31'")
 
 
 def insert(connection, table, **changed):
-    values = {
+    job = {
         "job_id": "gen_random_uuid()",
         "queue": "'default'",
         "job_type": "'work'",
         "payload": "'{}'",
         "enqueued_at": "now()",
         "process_at": "now()",
-        **INSERT[table],
-        **changed,
     }
+    values = {**WORKER, **changed} if table == "proletarian_worker" else {**job, **INSERT[table], **changed}
     with connection.begin_nested():
         connection.execute(text(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({', '.join(values.values())})"))
 
 
-@pytest.mark.parametrize(("table", "names"), [("proletarian_job", CHECKS), ("proletarian_archived_job", ARCHIVED_CHECKS)])
+@pytest.mark.parametrize(
+    ("table", "names"),
+    [("proletarian_job", CHECKS), ("proletarian_archived_job", ARCHIVED_CHECKS), ("proletarian_worker", WORKER_CHECKS)],
+)
 def test_checks_refuse_what_a_worker_could_not_read_or_count_on(tables, table, names):
     with tables.connect() as connection:
-        insert(connection, table)
+        with connection.begin_nested() as once:
+            insert(connection, table)
+            once.rollback()
         for name in names:
             for poison in ("-1", "-2147483648") if name in ("attempts", "crashes") else OUT_OF_RANGE:
                 with pytest.raises(IntegrityError, match=f"ck_{table}_{name}"):
@@ -428,6 +544,9 @@ def test_nothing_that_must_be_there_can_be_missing(tables):
         for name in ("job_id", "queue", "job_type", "payload", "attempts", "crashes", "enqueued_at", "process_at"):
             with pytest.raises(IntegrityError, match=f'null value in column "{name}"'):
                 insert(connection, "proletarian_job", **{name: "NULL"})
+        for name in WORKER:
+            with pytest.raises(IntegrityError, match=f'null value in column "{name}"'):
+                insert(connection, "proletarian_worker", **{name: "NULL"})
 
 
 @pytest.mark.parametrize("zone", ["Etc/GMT+12", "Pacific/Kiritimati"])

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Integer,
     MetaData,
     String,
+    Table,
     Text,
     UniqueConstraint,
     create_engine,
@@ -71,7 +72,7 @@ def assert_works(engine, Job, ArchivedJob, **columns):
 
 
 def described(engine, schema=None):
-    """Give all that PostgreSQL knows of the two tables: columns, constraints, indexes, comments."""
+    """Give all that PostgreSQL knows of the tables: columns, constraints, indexes, comments."""
     query = """
         SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, pg_get_expr(d.adbin, d.adrelid)
           FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0
@@ -226,7 +227,7 @@ def test_the_apps_naming_convention_default_schema_and_type_map_change_nothing(e
         connection.execute(text("CREATE SCHEMA app"))
     assert_works(engine, *(mixed(Base) if way == "mixins" else models_for(Base)))
     found = described(engine, "app")
-    primary_keys = {(table, f"pk_app_{table}") for table in ("proletarian_job", "proletarian_archived_job")}
+    primary_keys = {(f"proletarian_{table}", f"pk_app_proletarian_{table}") for table in ("job", "archived_job", "worker")}
     assert {row[:2] for row in found[1]} - {row[:2] for row in expected[1]} == primary_keys
     assert found[0] == expected[0], "columns"
     assert found[3] == expected[3], "comments"
@@ -375,6 +376,13 @@ def test_instances_differ_by_prefix_and_schema_in_one_base(engine):
         models_for(Base, prefix="Büro-"),
     ]
     assert [job.__name__ for job, _ in pairs] == ["ProletarianJob", "MailJob", "Mail_Job", "Mail_ProletarianJob", "Büro-job"]
+    assert [job.__worker_table__.fullname for job, _ in pairs] == [
+        "proletarian_worker",
+        "mail_worker",
+        "mail.worker",
+        "mail.proletarian_worker",
+        "Büro-worker",
+    ]
     assert [archived.__tablename__ for _, archived in pairs] == [
         "proletarian_archived_job",
         "mail_archived_job",
@@ -389,7 +397,7 @@ def test_instances_differ_by_prefix_and_schema_in_one_base(engine):
     for pair in pairs:
         assert_works(engine, *pair)
     found = set(inspect(engine).get_table_names("mail"))
-    assert found == {"job", "archived_job", "proletarian_job", "proletarian_archived_job"}
+    assert found == {f"{prefix}{table}" for prefix in ("", "proletarian_") for table in ("job", "archived_job", "worker")}
 
 
 def test_a_given_schema_wins_over_that_of_the_metadata():
@@ -397,7 +405,8 @@ def test_a_given_schema_wins_over_that_of_the_metadata():
     Job, ArchivedJob = models_for(metadata, schema="queues")
     assert (Job.__table__.schema, ArchivedJob.__table__.schema) == ("queues", "queues")
     assert models_for(metadata)[0].__table__.schema == "app"
-    assert set(metadata.tables) == {f"{s}.proletarian_{t}" for s in ("app", "queues") for t in ("job", "archived_job")}
+    tables = ("job", "archived_job", "worker")
+    assert set(metadata.tables) == {f"{schema}.proletarian_{table}" for schema in ("app", "queues") for table in tables}
 
 
 def test_an_abstract_base_with_metadata_of_its_own_gets_the_tables_there():
@@ -475,3 +484,8 @@ def test_tables_that_are_there_already_are_refused_before_anything_is_made(optio
     with pytest.raises(ValueError, match="a table proletarian_archived_job already"):
         models_for(Base)
     assert set(Base.metadata.tables) == {"proletarian_archived_job"}
+    metadata = MetaData()
+    Table("worker", metadata)
+    with pytest.raises(ValueError, match="a table worker already"):
+        models_for(metadata, prefix="")
+    assert set(metadata.tables) == {"worker"}

@@ -648,4 +648,4 @@ def test_inserting_is_the_only_right_that_enqueueing_needs(database_url, tables,
 
 
 def test_the_default_models_need_only_their_own_metadata():
-    assert sorted(metadata.tables) == ["proletarian_archived_job", "proletarian_job"]
+    assert sorted(metadata.tables) == ["proletarian_archived_job", "proletarian_job", "proletarian_worker"]

@@ -8,7 +8,7 @@ from sa_proletarian import Job
 
 from .conftest import CLONE, Script
 
-TABLES = {"proletarian_job", "proletarian_archived_job"}
+TABLES = {"proletarian_job", "proletarian_archived_job", "proletarian_worker"}
 
 
 def succeed(script):
