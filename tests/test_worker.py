@@ -246,36 +246,6 @@ def test_a_listener_that_raises_harms_nothing(jobs, enqueue, start_worker, rows,
     assert "the listener failed" in caplog.text
 
 
-# one job that kills its process
-
-
-def test_a_suspects_last_permitted_run_is_alone(jobs, enqueue, start_worker, recorder, rows):
-    running, together = set(), []
-    lock = threading.Lock()
-
-    def handler(session, job):
-        with lock:
-            running.add(job.job_id)
-            together.append((job.payload, len(running)))
-        job.sleep(timedelta(milliseconds=20))
-        with lock:
-            running.discard(job.job_id)
-
-    jobs.handler("work")(handler)
-    enqueue("work", "mate", count=20)
-    [suspect] = enqueue("work", "suspect")
-    rows(
-        "UPDATE proletarian_job SET attempts = 1, crashes = 3, claim_id = gen_random_uuid(), claimed_until = now()"
-        " WHERE job_id = :id",
-        id=suspect,
-    )
-    enqueue("work", "mate", count=20)
-    start_worker(jobs, threads=4)
-    recorder.wait_for("job_finished", 41)
-    assert [count for payload, count in together if payload == "suspect"] == [1]
-    assert max(count for _, count in together) > 1
-
-
 # stop
 
 

@@ -235,6 +235,46 @@ def test_an_unanswered_commit_is_looked_into(jobs, tables, enqueue, rows, record
     assert rows("SELECT status, attempts FROM proletarian_archived_job") == [("success", 1)]
 
 
+@pytest.mark.parametrize("with_session", [True, False], ids=["in the handler's transaction", "by the feeder"])
+@pytest.mark.parametrize("committed", [True, False])
+def test_on_failed_is_called_at_most_once_when_the_commit_of_a_failure_is_unanswered(
+    jobs, tables, enqueue, rows, recorder, database_url, start_worker, committed, with_session
+):
+    """Who recorded the failure, this worker or another that took the job over meanwhile, cannot be known afterwards."""
+    calls, armed = [], [True]
+    ours, others = create_engine(database_url), create_engine(database_url)
+
+    @jobs.handler("work")
+    def work(session, job):
+        if with_session:
+            session.execute(text("INSERT INTO effect VALUES ('x')"))
+        raise ValueError("for good")
+
+    def run_elsewhere():
+        rows("UPDATE proletarian_job SET claimed_until = now()")
+        jobs.process_next(others, listener=type(recorder)(), on_failed=lambda job, error: calls.append("another"))
+
+    @event.listens_for(ours, "commit")
+    def before_commit(connection):
+        raw = connection.connection.driver_connection
+        if armed and raw.execute("SELECT count(*) FROM proletarian_archived_job").fetchone() == (1,):
+            armed.clear()
+            if committed:
+                raw.commit()
+            rows("SELECT pg_terminate_backend(:pid, 5000)", pid=raw.info.backend_pid)
+            raw.close()
+            if not committed:
+                run_elsewhere()
+
+    enqueue("work")
+    worker = start_worker(jobs, ours, on_failed=lambda job, error: calls.append("ours"))
+    recorder.wait_for("not_retrying")
+    assert worker.stop() is True
+    assert calls == ([] if committed else ["another"])
+    assert rows("SELECT status, count(*) FROM proletarian_archived_job GROUP BY 1") == [("failure", 1)]
+    assert rows("SELECT count(*) FROM effect") == [(0,)]
+
+
 def finished(rows):
     return rows("SELECT count(*) FROM proletarian_archived_job")[0][0]
 
