@@ -11,7 +11,7 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import ExceptionContext
@@ -20,42 +20,59 @@ from sqlalchemy.pool import QueuePool
 from .dialects import SUPPORTED
 from .errors import ConfigurationError, without_details
 
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+Pooler: TypeAlias = Literal["transaction"]
+"""The mode of a pooler between the worker and the server, such as PgBouncer; in session mode it is none to us."""
+
 KEEPALIVE_IDLE = 5
 KEEPALIVE_INTERVAL = 2
 KEEPALIVE_COUNT = 3
 USER_TIMEOUT_MILLISECONDS = 15_000
-CANCEL_TIMEOUT = 2.0
 
 _AUTOCOMMIT = (
     "the engine is in AUTOCOMMIT, in which a claim holds no lock and a job could be run twice; "
     "give the worker an engine without isolation_level='AUTOCOMMIT'"
 )
 
+_ASYNCPG_CACHES = (
+    "behind a pooler in transaction mode asyncpg must not keep prepared statements; "
+    "make the engine with connect_args={'statement_cache_size': 0}"
+)
 
-def own_engine(engine: Engine, *, size: int) -> Engine:
+
+def own_engine(engine: Engine | AsyncEngine, *, size: int, pooler: Pooler | None = None) -> Engine:
     """Make an engine that connects as ``engine`` does, with a pool of its own of ``size`` connections.
+
+    Any thread may use it, also where ``engine`` is an ``AsyncEngine``: its driver then works on an event loop beside them.
+    With ``pooler="transaction"`` no prepared statement gets a name, for a pooler would give it to another client's server.
 
     Its transactions are READ COMMITTED, whatever the database's default; its errors hide parameters, and what the server
     quotes from rows (``error.orig.diag.message_detail`` still has it, for a handler that wants it); TCP keepalives are
     set on its sockets (5 s idle, 3 probes 2 s apart, 15 s for unacknowledged data), so that a dead network is noticed in
     seconds. ``ConfigurationError`` for an AUTOCOMMIT engine and for a database that is not supported.
     """
-    _check(engine)
-    parent = engine.pool
-    pool = QueuePool(
-        _creator(parent),
+    app = plain(engine)
+    _check(app, pooler)
+    parent = app.pool
+    pool_class, creator = _way_of_connecting(app)
+    pool = pool_class(
+        creator,
         pool_size=size,
         max_overflow=0,
         timeout=30,
         use_lifo=True,
         _dispatch=parent.dispatch,
-        dialect=engine.dialect,
+        dialect=app.dialect,
     )
     event.listen(pool, "connect", _keep_alive)
-    own = Engine(pool, engine.dialect, engine.url, hide_parameters=True)
-    _share_events(own, engine)
+    if pooler is not None:
+        event.listen(pool, "connect", _name_no_statements, insert=True)
+    own = Engine(pool, app.dialect, app.url, hide_parameters=True)
+    _share_events(own, app)
     event.listen(own, "handle_error", _leave_out_details)
-    options = {**engine.get_execution_options(), "isolation_level": "READ COMMITTED"}
+    options = {**app.get_execution_options(), "isolation_level": "READ COMMITTED"}
     own.update_execution_options(**options)
     return own
 
@@ -70,23 +87,30 @@ def same_database(bind: Any, engine: Engine) -> bool:
     return getattr(bind, "engine", bind) is engine or getattr(bind, "pool", None) is engine.pool
 
 
-def cancel(driver_connection: Any) -> None:
-    """Ask the server to cancel what runs on this connection; from any thread, and without an answer."""
-    with suppress(Exception):
-        if hasattr(driver_connection, "cancel_safe"):
-            driver_connection.cancel_safe(timeout=CANCEL_TIMEOUT)
-        else:
-            driver_connection.cancel()
-
-
-def _check(engine: Engine) -> None:
+def _check(engine: Engine, pooler: str | None) -> None:
     if not isinstance(engine, Engine):
-        raise TypeError(f"a worker takes an Engine, got a {type(engine).__name__}")
+        raise TypeError(f"a worker takes an Engine or an AsyncEngine, got a {type(engine).__name__}")
+    if pooler not in (None, "transaction"):
+        raise ValueError(f'pooler is "transaction" or None, got {pooler!r}')
     if engine.dialect.name not in SUPPORTED:
         raise ConfigurationError(f"a worker needs PostgreSQL; the engine's dialect is {engine.dialect.name!r}")
     levels = (engine.get_execution_options().get("isolation_level"), engine.dialect._on_connect_isolation_level)
     if any(str(level).upper() == "AUTOCOMMIT" for level in levels):
         raise ConfigurationError(_AUTOCOMMIT)
+
+
+def plain(engine: Engine | AsyncEngine) -> Engine:
+    """Give the ``Engine`` inside an ``AsyncEngine``; anything else as it is."""
+    given: Any = engine
+    return getattr(given, "sync_engine", given)  # type: ignore[no-any-return]
+
+
+def _way_of_connecting(engine: Engine) -> tuple[type[QueuePool], Callable[..., Any]]:
+    if not engine.dialect.is_async:
+        return QueuePool, _creator(engine.pool)
+    from .bridge import BridgedCreator, BridgedPool  # noqa: PLC0415 (it needs greenlet, as an AsyncEngine does)
+
+    return BridgedPool, BridgedCreator(engine.pool)
 
 
 def _creator(pool: Any) -> Callable[..., Any]:
@@ -100,14 +124,32 @@ def _leave_out_details(context: ExceptionContext) -> None:
             error.args = (without_details(error.args[0]), *error.args[1:])
 
 
+def _name_no_statements(dbapi_connection: Any, record: Any) -> None:
+    driver_connection = record.driver_connection
+    if hasattr(driver_connection, "prepare_threshold"):
+        driver_connection.prepare_threshold = None
+    elif hasattr(dbapi_connection, "_prepared_statement_name_func"):
+        if driver_connection._config.statement_cache_size:
+            dbapi_connection.terminate()
+            raise ConfigurationError(_ASYNCPG_CACHES)
+        dbapi_connection._prepared_statement_cache = None
+        dbapi_connection._prepared_statement_name_func = str  # always ""
+
+
 def _keep_alive(dbapi_connection: Any, record: Any) -> None:
     if getattr(dbapi_connection, "autocommit", False):
         dbapi_connection.close()  # SQLAlchemy 2.0 leaves open what a listener refuses
         raise ConfigurationError(_AUTOCOMMIT)
     # suppressed: a unix socket, a driver without fileno, a platform without the option
-    with suppress(Exception), socket.socket(fileno=os.dup(dbapi_connection.fileno())) as tcp:
+    with suppress(Exception), socket.socket(fileno=os.dup(_fileno(record.driver_connection))) as tcp:
         if tcp.family in (socket.AF_INET, socket.AF_INET6):
             _set_keepalives(tcp)
+
+
+def _fileno(driver_connection: Any) -> int:
+    if hasattr(driver_connection, "fileno"):
+        return int(driver_connection.fileno())
+    return int(driver_connection._transport.get_extra_info("socket").fileno())  # asyncpg's
 
 
 def _set_keepalives(tcp: socket.socket) -> None:

@@ -86,7 +86,9 @@ def trouble(error: BaseException) -> Trouble:
     """Say what ``error`` means, whoever raised it."""
     if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
         return Trouble.DISCONNECTED
-    if isinstance(error, (exc.TimeoutError, exc.DisconnectionError)):
+    if isinstance(error, ConnectionError):  # asyncpg's network errors are Python's
+        return Trouble.DISCONNECTED
+    if isinstance(error, (exc.TimeoutError, exc.DisconnectionError, OSError)):
         return Trouble.TRANSIENT
     state = sqlstate(error)
     if state is None:

@@ -261,7 +261,7 @@ class Feeder:
             self._cancelled_at = now
             for run in self._outstanding:
                 run.noticed = True
-                run.hold.cancel_statement()
+            self._transactions.cancel_statements(connection, [*self._outstanding])
         elif now >= self._cancelled_at + CANCEL_GRACE:
             stuck = [*self._outstanding]
             self._transactions.end_transactions(connection, stuck)

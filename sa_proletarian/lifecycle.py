@@ -7,13 +7,13 @@ else's by now, so that a late or repeated call does no harm.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, Select, func, literal_column, select, text
 
 from .dialects import statement_now
 from .outcomes import Move, Ruling
@@ -144,13 +144,11 @@ class Lifecycle:
 
     def end_backend(self, connection: Connection, held: Held) -> None:
         """End the server process that still runs the transaction ``held``, and no other that has its pid by now."""
-        connection.execute(
-            text(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE pid = :pid AND backend_xid = CAST(CAST(:xid AS xid8) AS xid)"
-            ),
-            {"pid": held.pid, "xid": held.transaction_id},
-        )
+        connection.execute(_to_holder(func.pg_terminate_backend), {"pid": held.pid, "xid": held.transaction_id})
+
+    def cancel_statement(self, connection: Connection, held: Held) -> None:
+        """Cancel what runs in the transaction ``held``, if something does; any driver and pooler lets this through."""
+        connection.execute(_to_holder(func.pg_cancel_backend), {"pid": held.pid, "xid": held.transaction_id})
 
     # settle -----------------------------------------------------------------------------------------------------------
 
@@ -259,6 +257,11 @@ class Lifecycle:
     def _put_extras(self, claim: Claim, row: Any) -> None:
         mapping: Mapping[str, Any] = row._mapping
         claim.values.update({key: mapping[f"extra_{key}"] for key in self._statements.extras})
+
+
+def _to_holder(call: Callable[..., Any]) -> Select[Any]:
+    holder = text("pid = :pid AND backend_xid = CAST(CAST(CAST(:xid AS text) AS xid8) AS xid)")
+    return select(call(literal_column("pid"))).select_from(text("pg_stat_activity")).where(holder)
 
 
 def _fences(claims: Sequence[Claim]) -> dict[str, list[Any]]:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Mapper, configure_mappers
 
 from . import bulk, drafts, events, outbox
 from . import clock as clocks
-from .connections import own_engine
+from .connections import own_engine, plain
 from .drafts import Item
 from .execution import Around, build_execution
 from .inline import process_next
@@ -32,6 +32,8 @@ _INLINE_CEILING = 5
 M = TypeVar("M", bound=JobMixin)
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
     # with a default, so that a bare ``Proletarian`` means one of any models; SQLAlchemy's dependency, and not one of ours
     from typing_extensions import TypeVar as TypeVarWithDefault
 
@@ -168,7 +170,7 @@ class Proletarian(Registry, Generic[J, A]):
 
     def process_next(
         self,
-        engine: Engine,
+        engine: Engine | AsyncEngine,
         *,
         queue: str = DEFAULT_QUEUE,
         retry: RetryStrategy | None = None,
@@ -192,7 +194,7 @@ class Proletarian(Registry, Generic[J, A]):
             self,
             Lifecycle(self.job_model, self.archived_model),
             engine=own,
-            app_engine=engine,
+            app_engine=plain(engine),
             emit=events.Emitter(listener, worker_id=worker_id, queue=queue),
             queue=queue,
             worker_id=worker_id,
@@ -200,7 +202,7 @@ class Proletarian(Registry, Generic[J, A]):
             crash_ceiling=_INLINE_CEILING,
             retry=retry,
             on_failed=on_failed,
-            session=checked_maker(session, engine),
+            session=checked_maker(session, plain(engine)),
             around=around,
             now=self.clock,
         )

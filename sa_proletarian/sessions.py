@@ -21,7 +21,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, NestedTransaction
 from sqlalchemy.orm import Session, sessionmaker
 
-from .connections import cancel, same_database
+from .connections import same_database
 from .errors import ClaimLost, ConfigurationError, SessionClosed
 from .lifecycle import Claim, Held, Lifecycle
 
@@ -103,13 +103,6 @@ class Hold:
             self._release()
             self._over = False
             self.held = self.unavailable = None
-
-    def cancel_statement(self) -> None:
-        """Cancel the statement that runs on the connection, if one does; from any thread."""
-        connection = self._connection
-        if connection is not None and not connection.closed and not connection.invalidated:
-            with suppress(Exception):
-                cancel(connection.connection.driver_connection)
 
     def _open(self) -> Connection:
         if self.lost:

@@ -132,6 +132,13 @@ class Transactions:
         report.committed = None
         yield from self.settle(connection, [report])
 
+    def cancel_statements(self, connection: Connection, runs: Sequence[Run]) -> None:
+        """Cancel the statements in which handlers wait, so that they may end by themselves."""
+        for run in runs:
+            if run.hold.held is not None:
+                with connection.begin():
+                    self.lifecycle.cancel_statement(connection, run.hold.held)
+
     def end_transactions(self, connection: Connection, runs: Sequence[Run]) -> None:
         """End the server processes in which handlers still hang, so that their jobs can be released."""
         for run in runs:

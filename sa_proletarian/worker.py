@@ -15,13 +15,13 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import configure_mappers
 
 from . import arguments, clock, events
-from .connections import own_engine
+from .connections import Pooler, own_engine, plain
 from .execution import Around, build_execution
 from .feeder import OnPollingError
 from .lifecycle import Lifecycle
@@ -32,6 +32,9 @@ from .retry import RetryStrategy, checked_strategy
 from .sessions import checked_maker
 from .shift import DONE, Shift
 
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
 SIGNAL_TURN = 0.2
 SIGNAL_ECHO = 0.5
 
@@ -40,8 +43,8 @@ class Worker:
     """Runs the jobs of one queue in threads.
 
     :param jobs: the app's :class:`Proletarian`: its models and handlers.
-    :param engine: the app's engine. The worker connects as it does, with a pool of its own of ``threads + 2``
-        connections.
+    :param engine: the app's engine, of any driver; an ``AsyncEngine`` too. The worker connects as it does, with a pool of
+        its own of ``threads + 2`` connections.
     :param queue: which queue to work on; default ``"default"``.
     :param threads: how many handlers run at once; default 1.
     :param polling_interval: how long to wait when the queue was found empty; default 100 ms, stretched or shortened by
@@ -61,6 +64,8 @@ class Worker:
     :param around: ``(job) -> context manager``, entered around each handler: an app context, a tenant, an error
         reporter.
     :param listener: takes every event; the default writes to the logger ``sa_proletarian``.
+    :param pooler: ``"transaction"`` when PgBouncer, or another pooler, stands between in transaction mode: nothing that
+        lives longer than a transaction is then left on the server.
     :param worker_id: names the worker in events, threads and ``claimed_by``; the default is unique,
         ``proletarian[queue]@host:pid:random``.
     :param on_shutdown: called without arguments once the worker has stopped and everything is settled.
@@ -72,7 +77,7 @@ class Worker:
     def __init__(
         self,
         jobs: Proletarian,
-        engine: Engine,
+        engine: Engine | AsyncEngine,
         *,
         queue: str = DEFAULT_QUEUE,
         threads: int = 1,
@@ -86,16 +91,18 @@ class Worker:
         session: Any = None,
         around: Around | None = None,
         listener: events.Listener = events.log_event,
+        pooler: Pooler | None = None,
         worker_id: str | None = None,
         on_shutdown: Callable[[], Any] | None = None,
     ) -> None:
         if not isinstance(jobs, Proletarian):
             raise TypeError(f"a worker takes a Proletarian first, got a {type(jobs).__name__}")
-        own_engine(engine, size=1)  # refuses what cannot work, before anything is started
+        own_engine(engine, size=1, pooler=pooler)  # refuses what cannot work, before anything is started
         self.queue: str = checked_name("queue", queue)
         self.worker_id: str = default_worker_id(queue) if worker_id is None else arguments.printable("worker_id", worker_id)
         self._jobs = jobs
-        self._engine = engine
+        self._engine: Engine = plain(engine)
+        self._pooler: Pooler | None = pooler
         self._threads = arguments.at_least("threads", threads, 1)
         self._polling_interval = arguments.span("polling_interval", polling_interval, timedelta(milliseconds=1))
         self._retry = checked_strategy(retry)
@@ -104,7 +111,7 @@ class Worker:
         self._termination_timeout = arguments.span("termination_timeout", termination_timeout, timedelta(0))
         self._lease = arguments.span("lease", lease, timedelta(milliseconds=300))
         self._crash_ceiling = arguments.at_least("crash_ceiling", crash_ceiling, 2)
-        self._session = checked_maker(session, engine)
+        self._session = checked_maker(session, self._engine)
         self._around = arguments.callable_or_none("around", around)
         self._emit = events.Emitter(listener, worker_id=self.worker_id, queue=self.queue)
         self._on_shutdown = arguments.callable_or_none("on_shutdown", on_shutdown)
@@ -183,7 +190,7 @@ class Worker:
         execution = build_execution(
             self._jobs,
             Lifecycle(self._jobs.job_model, self._jobs.archived_model),
-            engine=own_engine(self._engine, size=self._threads + 2),
+            engine=own_engine(self._engine, size=self._threads + 2, pooler=self._pooler),
             app_engine=self._engine,
             emit=self._emit,
             queue=self.queue,
