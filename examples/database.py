@@ -1,7 +1,7 @@
 """The database of the examples: install, remove or recreate it.
 
 It is a PostgreSQL server of its own that runs in the background until it is removed. If EXAMPLES_DATABASE_URL names a
-database, that one is used instead, and removing drops the two job tables and nothing else.
+database, that one is used instead, and removing drops the tables of the jobs and nothing else.
 """
 
 import argparse
@@ -15,15 +15,17 @@ from sa_proletarian.embedded import background_url, start_background, stop_backg
 
 def install() -> None:
     url = own_url()
+    database = "the one that EXAMPLES_DATABASE_URL names"  # which may contain a password
     if url is None:
         say("Starting a PostgreSQL server for the examples")
         start_background(FOLDER)
         url = background_url(FOLDER)
+        database = str(url)
     engine = create_engine(url)
     metadata.create_all(engine)  # an app leaves this to its migrations: alembic upgrade head
     engine.dispose()
     say(f"The tables are there: {tables()}")
-    say(f"Database: {url}")  # it hides a password
+    say(f"Database: {database}")
 
 
 def remove() -> None:

@@ -1,7 +1,7 @@
 import shutil
 
 import pytest
-from sqlalchemy import inspect, select, text
+from sqlalchemy import create_engine, inspect, select, text
 from sqlalchemy.orm import Session
 
 from sa_proletarian import Job
@@ -30,6 +30,15 @@ def test_a_named_database_gets_the_tables_and_loses_only_them(engine, start):
     assert tables(engine) == {"precious"}
 
 
+def test_the_url_of_a_named_database_is_not_printed(database_url, environment, start):
+    """It may hold a password in two places, and one with stars in the place of a password is of no use."""
+    secret = database_url.set(password="hush-4711").update_query_dict({"password": "hush-4711"})
+    environment["EXAMPLES_DATABASE_URL"] = secret.render_as_string(hide_password=False)
+    printed = succeed(start("database.py", "install"))
+    assert printed.splitlines()[-1].endswith("Database: the one that EXAMPLES_DATABASE_URL names")
+    assert "hush" not in printed + succeed(start("database.py", "remove"))
+
+
 def test_recreate_empties_the_tables(example_database, start):
     with Session(example_database) as session, session.begin():
         session.add(Job("echo"))
@@ -56,6 +65,9 @@ def test_without_a_named_database_a_server_runs_until_it_is_removed(tmp_path, en
     try:
         first = run("database.py", "install")
         assert first[0] == 0
+        engine = create_engine(first[1].rpartition("Database: ")[2].strip())
+        assert tables(engine) == TABLES
+        engine.dispose()
         assert run("database.py", "install")[1].splitlines()[-1] == first[1].splitlines()[-1]  # the same server
         assert run("a_basics/enqueue.py")[0] == 0
         assert "proletarian_job table: 1" in run("a_basics/enqueue.py")[1]
