@@ -211,6 +211,13 @@ class JobWorkerError(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PresenceUnavailable(Event):
+    """The worker table cannot be written (``error`` says why): the worker works, but cannot be seen in the database."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerInterrupted(Event):
     """A signal asks the worker to stop."""
 

@@ -2,41 +2,37 @@
 
 It owns everything that must go on while handlers are busy: claiming, settling in groups, renewing leases, giving back.
 It refuses to run handlers; those get their jobs from the ``tray``, so that a thread that has finished thirty
-small jobs and begun a long one need not settle anything.
+small jobs and begun a long one need not settle anything. Errors are met by ``setbacks``; that the worker is here is shown
+by ``presence``.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any
 
 from sqlalchemy import Connection
 
 from . import clock, events, outcomes
-from .dialects import Trouble, trouble
+from .dialects import trouble
 from .errors import ConfigurationError
 from .execution import Execution
 from .polling import LONGEST_WAIT, FinishRate, back_off, jittered, wanted
+from .presence import Presence
 from .runs import Report, Run
 from .sessions import throw_away
+from .setbacks import OnPollingError as OnPollingError
+from .setbacks import Setbacks
+from .solitude import Solitude
 from .transactions import SYSTEMIC
 from .tray import Tray
-
-OnPollingError = Callable[[BaseException], Any]
-"""``(error) -> anything``: a true answer stops the worker."""
 
 UNKNOWN_TYPES_INTERVAL = 60.0
 CANCEL_GRACE = 1.0
 GIVE_UP_GRACE = 3.0
-
-_MISSING = (
-    "the job table is missing, or is not the one that this version needs; run the migrations (alembic upgrade head). "
-    "The worker keeps polling"
-)
 
 
 class Feeder:
@@ -58,20 +54,18 @@ class Feeder:
         self._slots = slots
         self._interval = polling_interval.total_seconds()
         self._lease = execution.transactions.lease.total_seconds()
-        self._on_polling_error = on_polling_error
+        self._setbacks = Setbacks(self._emit, on_polling_error)
+        self._presence = Presence(execution.transactions, self._emit, threads=slots)
         self._connection: Connection | None = None
         self._wake = threading.Event()
         self._ended: deque[tuple[Run, Report | None]] = deque()
         self._outstanding: set[Run] = set()
         self._pending: dict[Run, Report] = {}
         self._rate = FinishRate()
-        self._solo: Run | None = None
-        self._solitude_since: float | None = None
+        self._solitude = Solitude(self._lease)
         self._next_poll = clock.monotonic() + (jittered(min(self._interval, 1.0)) - 0.9 * min(self._interval, 1.0))
         self._next_unknown = 0.0
         self._unknown: tuple[str, ...] = ()
-        self._failures = 0
-        self._told_missing = False
         self._deadline: float | None = None
         self._cancelled_at: float | None = None
         self._done = False
@@ -112,9 +106,16 @@ class Feeder:
         else:
             self._give_back(clock.monotonic() - LONGEST_WAIT)
             self._claim(connection)
-        self._failures = 0
-        if not self._done:
+        self._setbacks.overcome()
+        if self._done:
+            self._presence.leave(connection)
+        else:
+            self._presence.show(connection, idle=self._is_idle())
             self._rest()
+
+    def _is_idle(self) -> bool:
+        """Whether a job that were due now would start at once."""
+        return not self._stopping and len(self._outstanding) < self._slots and self._wanted() > 0
 
     @property
     def outstanding(self) -> list[Run]:
@@ -155,34 +156,21 @@ class Feeder:
     # claim ------------------------------------------------------------------------------------------------------------
 
     def _wanted(self) -> int:
-        if self._solo is not None and (self._solo in self._outstanding or self._solo in self._pending):
-            return 0
-        if self._solitude_since is not None and self._outstanding and not self._solitude_is_late():
+        if self._solitude.forbids(self._outstanding, self._pending, clock.monotonic()):
             return 0
         return wanted(self._slots, len(self._outstanding), self._rate.per_second)
-
-    def _solitude_is_late(self) -> bool:
-        """Whether one long job has kept a suspect waiting for a lease's time: others may then go first for a while."""
-        since = self._solitude_since
-        return since is not None and clock.monotonic() - since > self._lease
 
     def _claim(self, connection: Connection) -> None:
         now = clock.monotonic()
         count = self._wanted()
         if not count or now < self._next_poll:
             return
-        if self._solitude_since is not None and now - self._solitude_since > 2 * self._lease:
-            self._solitude_since = None
         idle = not self._outstanding
-        late = self._solitude_is_late() and not idle
+        passes_over = self._solitude.passes_over(now, idle=idle)
         self._emit(events.PollingForJobs)
-        claimed = self._transactions.claim(connection, limit=count, idle=idle, skip_last_chance=late)
-        self._told_missing = False
-        self._solo = claimed.runs[0] if claimed.solo else None
-        if claimed.wants_solitude and self._solitude_since is None:
-            self._solitude_since = now
-        elif idle:
-            self._solitude_since = None
+        claimed = self._transactions.claim(connection, limit=count, idle=idle, skip_last_chance=passes_over)
+        self._setbacks.found_table()
+        self._solitude.claimed(claimed, now, idle=idle)
         self._pending.update({report.run: report for report in claimed.condemned})
         self._outstanding.update(claimed.runs)
         self._tray.put(claimed.runs)
@@ -291,14 +279,8 @@ class Feeder:
         if self._connection is not None:
             throw_away(self._connection)
             self._connection = None
-        self._failures += 1
-        delay = back_off(self._failures)
-        kind = trouble(error)
-        repeated = kind is Trouble.MISSING_TABLE and self._told_missing
-        self._told_missing = kind is Trouble.MISSING_TABLE
-        if not repeated:
-            self._report(error, kind, delay)
-        if self._asks_to_stop(error, repeated):
+        delay, asks_to_stop = self._setbacks.meet(error)
+        if asks_to_stop:
             self.stop(clock.monotonic())
         if not self._stopping:
             self._transactions.stopping.wait(delay)
@@ -308,20 +290,3 @@ class Feeder:
         else:
             self._wake.clear()
             self._wake.wait(min(delay, 0.5))
-
-    def _report(self, error: Exception, kind: Trouble, delay: float) -> None:
-        if kind in (Trouble.TRANSIENT, Trouble.DISCONNECTED):
-            self._emit(events.SqlTransientException, error=error, delay=timedelta(seconds=delay))
-        else:
-            self._emit(events.JobWorkerError, error=error, hint=_MISSING if kind is Trouble.MISSING_TABLE else None)
-
-    def _asks_to_stop(self, error: Exception, repeated: bool) -> bool:
-        if isinstance(error, ConfigurationError):
-            return True
-        if self._on_polling_error is None or repeated:
-            return False
-        try:
-            return bool(self._on_polling_error(error))
-        except (Exception, SystemExit) as failure:
-            self._emit(events.JobWorkerError, error=failure, hint="on_polling_error itself failed")
-            return False

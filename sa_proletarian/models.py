@@ -26,7 +26,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_co
 from . import clock, serializers
 from .job_ids import JobIdStrategy, uuid7
 from .serializers import JSONSerializer, Serializer
-from .tables import COMMENT, DOCUMENT, EARLIEST, LATEST, NAME_LIMIT, TIMESTAMP, add_checks, add_index, worker_table
+from .tables import COMMENT, DOCUMENT, EARLIEST, LATEST, TIMESTAMP, add_checks, add_index, worker_table
+from .tables import NAME_LIMIT as NAME_LIMIT
 from .tables import SCHEMA_VERSION as SCHEMA_VERSION
 
 DEFAULT_QUEUE = "default"
