@@ -257,7 +257,7 @@ def test_a_background_server_that_is_not_there_is_an_error_to_use_and_none_to_st
 def test_a_background_server_that_died_or_lost_its_folder_is_made_anew(remembered: Path) -> None:
     embedded.start_background(remembered)
     lost = folder_of(embedded.background_url(remembered))
-    embedded._Cluster(lost).stop("immediate")
+    embedded.Cluster(lost).stop("immediate")
     embedded.start_background(remembered)
     assert not lost.exists()
     assert answer(embedded.background_url(remembered), "SELECT 1") == 1
