@@ -20,8 +20,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Integer, MetaData, String, Table, Text, Uuid, inspect
-from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, mapped_column
+from sqlalchemy import Column, Integer, MetaData, String, Table, Text, Uuid, inspect
+from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, MappedColumn, mapped_column
 
 from . import clock, serializers
 from .job_ids import JobIdStrategy, uuid7
@@ -77,7 +77,7 @@ class _QueueTable:
             raise _two_constructors(cls)
         make: Callable[..., Table | None] = getattr(super(), "__table_cls__", Table)
         options.setdefault("comment", COMMENT)
-        table = make(*args, **options)
+        table = make(*args[:2], *sorted(args[2:], key=_place), **options)
         if table is not None and "queue" in table.c:  # else it is a subclass's, joined to the table that has it
             cls._complete(table)
         return table
@@ -185,6 +185,13 @@ class ArchivedJobMixin(_QueueTable):
     @classmethod
     def _complete(cls, table: Table) -> None:
         add_checks(table, counts=("attempts",), instants=("enqueued_at", "process_at", "finished_at"))
+
+
+def _place(item: Any) -> int:
+    """Give the place of an item of a table: an app's declaration of our column stands where ours would."""
+    attributes = {**vars(_QueueTable), **vars(JobMixin), **vars(ArchivedJobMixin)}
+    own = [name for name, attribute in attributes.items() if isinstance(attribute, MappedColumn)]
+    return own.index(item.name) if isinstance(item, Column) and item.name in own else len(own)
 
 
 def checked_name(what: str, name: object) -> str:

@@ -174,7 +174,7 @@ def test_offline_sql_needs_no_database_and_gives_the_same_tables(
 def test_the_version_table_does_not_meet_the_one_of_an_app_in_the_same_database(engine: Engine, in_clone: Alembic) -> None:
     in_clone("upgrade head")
     with engine.connect() as connection:
-        assert connection.scalars(text("SELECT version_num FROM proletarian_version")).all() == ["proletarian_v1"]
+        assert connection.scalars(text("SELECT version_num FROM proletarian_version")).all() == ["proletarian_v2"]
     assert not inspect(engine).has_table("alembic_version")
 
 

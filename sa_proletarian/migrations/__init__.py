@@ -1,6 +1,55 @@
-"""The versioned schema of the default models: Alembic revisions, in ``versions/``.
+"""The versioned schema, for Alembic: an operation, a plugin that writes it, and revisions that call it.
 
-It owns what has been released and never changes again. It refuses to import the models, which are free to move on; a
-test holds the two together. Apps with models of their own do not need it: their own ``alembic revision --autogenerate``
-writes what their models say.
+``op.proletarian_migrate(0, 2)`` in any revision brings the tables from one version to another; it needs no set-up, because
+Alembic loads :data:`plugin` whenever it is imported. Where ``env.py`` names it, ``alembic revision --autogenerate`` writes
+that line::
+
+    context.configure(..., autogenerate_plugins=["alembic.autogenerate.*", "sa_proletarian.migrations"])
+
+The rooms: ``operation`` (the arguments), ``runner`` (which steps), ``patience`` (locks), ``v1``, ``v2`` (the frozen steps,
+which import no models), ``autogenerate`` with ``extras`` and ``rendering`` (the plugin's work), ``versions/`` (revisions for
+those who list our folder in ``version_locations``).
+
+This module itself imports nothing of Alembic, and nothing here imports ``alembic.autogenerate`` before Alembic is wholly
+there: it is loaded in the middle of Alembic's own import, by everybody who merely has this library installed.
 """
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from alembic.runtime.plugins import Plugin
+
+__all__ = ["plugin"]
+
+log = logging.getLogger(__name__)
+
+
+class _PluginModule(ModuleType):
+    """What the entry point gives to Alembic: 1.20.1 and later take a module, earlier ones iterate over modules."""
+
+    def __iter__(self) -> Iterator[ModuleType]:
+        yield self
+
+    @staticmethod
+    def setup(plugin: Plugin) -> None:
+        """Add ``op.proletarian_migrate`` to Alembic, and the comparison of our tables to ``plugin``."""
+        try:
+            import_module(f"{__name__}.operation")
+        except ImportError:  # no reason to take the command alembic from somebody who does not ask for us
+            log.warning("op.proletarian_migrate cannot be had", exc_info=True)
+        priority = import_module("alembic.util").DispatchPriority.LAST
+        plugin.add_autogenerate_comparator(_compare, "schema", "proletarian", priority=priority)
+
+
+def _compare(*arguments: Any) -> Any:
+    return import_module(f"{__name__}.autogenerate").compare(*arguments)
+
+
+plugin = _PluginModule(__name__, __doc__)
+"""The entry point of group ``alembic.plugins``."""

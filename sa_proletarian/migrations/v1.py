@@ -1,0 +1,111 @@
+"""Version 1: the job table with its index, and the archive.
+
+Frozen: what is here made tables that exist. A change is another version. It refuses to import the models, which move on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from alembic.operations import Operations
+from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy.sql.elements import conv
+
+from .instance import Columns, Instance, comment
+
+Index = tuple[str, str, list[str]]
+
+
+def upgrade(op: Operations, tables: Instance) -> None:
+    """Make the tables, without the index."""
+    if tables.job is not None:
+        checks = counts(tables.job, "attempts", "crashes")
+        checks += calendar(tables.job, "enqueued_at", "process_at", "claimed_until")
+        create(op, tables.job, tables.schema, chosen(job_columns(), tables.job_columns), checks)
+    if tables.archived is not None:
+        checks = counts(tables.archived, "attempts")
+        checks += calendar(tables.archived, "enqueued_at", "process_at", "finished_at")
+        create(op, tables.archived, tables.schema, chosen(archived_columns(), tables.archived_columns), checks)
+
+
+def indexes(tables: Instance) -> list[Index]:
+    """Give the indexes that this version brings, each as its name, its table and its columns."""
+    if tables.job is None:
+        return []
+    return [(f"ix_{tables.job}_due", tables.job, ["queue", "process_at", "job_id"])]
+
+
+def downgrade(op: Operations, tables: Instance) -> None:
+    """Drop the tables, with all jobs in them."""
+    for table in (tables.archived, tables.job):
+        if table is not None:
+            op.drop_table(table, schema=tables.schema)
+
+
+def create(
+    op: Operations, table: str, schema: str | None, columns: list[sa.Column[Any]], checks: list[sa.CheckConstraint]
+) -> None:
+    """Make one table."""
+    op.create_table(table, *columns, sa.PrimaryKeyConstraint("job_id"), *checks, schema=schema, comment=comment(1))
+
+
+def job_columns() -> list[sa.Column[Any]]:
+    """Give the columns of the job table."""
+    return [
+        *shared_columns(),
+        sa.Column("claim_id", sa.Uuid(), nullable=True),
+        sa.Column("claimed_by", sa.Text(), nullable=True),
+        sa.Column("claimed_until", instant(), nullable=True),
+        sa.Column("crashes", sa.Integer(), nullable=False),
+        sa.Column("last_error", sa.Text(), nullable=True),
+    ]
+
+
+def archived_columns() -> list[sa.Column[Any]]:
+    """Give the columns of the archive."""
+    return [
+        *shared_columns(),
+        sa.Column("status", sa.String(20), nullable=False),
+        sa.Column("finished_at", instant(), nullable=False),
+        sa.Column("error", sa.Text(), nullable=True),
+    ]
+
+
+def shared_columns() -> list[sa.Column[Any]]:
+    """Give the columns that both tables begin with."""
+    return [
+        sa.Column("job_id", sa.Uuid(), nullable=False),
+        sa.Column("queue", sa.String(200), nullable=False),
+        sa.Column("job_type", sa.String(200), nullable=False),
+        sa.Column("payload", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("enqueued_at", instant(), nullable=False),
+        sa.Column("process_at", instant(), nullable=False),
+    ]
+
+
+def chosen(columns: list[sa.Column[Any]], given: Columns) -> list[sa.Column[Any]]:
+    """Give ``columns``, where the app has given one of its own as a copy of that, in the same place."""
+    by_name = {column.name: column for column in given}
+    return [by_name[column.name]._copy() if column.name in by_name else column for column in columns]
+
+
+def instant() -> sa.types.TypeEngine[Any]:
+    """Give the type of instants."""
+    return sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+
+
+def counts(table: str, *columns: str) -> list[sa.CheckConstraint]:
+    """Give the CHECKs of columns that count."""
+    return [check(table, column, f"{column} >= 0") for column in columns]
+
+
+def calendar(table: str, *columns: str) -> list[sa.CheckConstraint]:
+    """Give the CHECKs of columns that are instants."""
+    return [check(table, column, f"{column} >= '0001-01-03' AND {column} < '9999-12-30'") for column in columns]
+
+
+def check(table: str, column: str, condition: str) -> sa.CheckConstraint:
+    """Give one CHECK, by a name that no naming convention changes."""
+    return sa.CheckConstraint(condition, name=conv(f"ck_{table}_{column}"))

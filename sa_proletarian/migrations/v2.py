@@ -1,0 +1,53 @@
+"""Version 2: the worker table, which says what goes on now.
+
+Frozen: what is here made tables that exist. A change is another version. It refuses to import the models, which move on.
+It takes no lock on the job table that an enqueue or a running job would notice.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic.operations import Operations
+from sqlalchemy.dialects import postgresql
+
+from .instance import Instance, comment
+from .v1 import Index, calendar, instant
+
+
+def upgrade(op: Operations, tables: Instance) -> None:
+    """Make the worker table."""
+    if tables.worker is not None:
+        op.create_table(
+            tables.worker,
+            sa.Column("kind", sa.String(20), nullable=False),
+            sa.Column("subject", sa.String(200), nullable=False),
+            sa.Column("worker_id", sa.String(200), nullable=False),
+            sa.Column("idle", sa.Boolean(), nullable=False),
+            sa.Column("detail", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
+            sa.Column("started_at", instant(), nullable=False),
+            sa.Column("last_seen_at", instant(), nullable=False),
+            sa.PrimaryKeyConstraint("kind", "subject", "worker_id"),
+            *calendar(tables.worker, "started_at", "last_seen_at"),
+            schema=tables.schema,
+            comment=comment(2),
+        )
+    state_version(op, tables, 2)
+
+
+def indexes(tables: Instance) -> list[Index]:
+    """Give the indexes that this version brings: none."""
+    return []
+
+
+def downgrade(op: Operations, tables: Instance) -> None:
+    """Drop the worker table, last, so that its lock is held for the shortest time."""
+    state_version(op, tables, 1)
+    if tables.worker is not None:
+        op.drop_table(tables.worker, schema=tables.schema)
+
+
+def state_version(op: Operations, tables: Instance, version: int) -> None:
+    """Write the version into the comments of job table and archive."""
+    for table in (tables.job, tables.archived):
+        if table is not None:
+            op.create_table_comment(table, comment(version), schema=tables.schema)
