@@ -31,6 +31,7 @@ from .proletarian import Proletarian
 from .retry import Retry, RetryStrategy, exponential
 from .serializers import JSONSerializer, Serializer
 from .worker import Worker
+from .workers import Workers
 
 __all__ = [
     "ArchivedJob",
@@ -56,6 +57,7 @@ __all__ = [
     "StrategyFailed",
     "TransactionEscaped",
     "Worker",
+    "Workers",
     "database_generated",
     "events",
     "exponential",

@@ -1,26 +1,23 @@
-"""The threaded worker: starts, stops, and listens to signals.
+"""The threaded worker: its arguments, and what ``start``, ``stop`` and ``run`` mean.
 
-It owns the arguments, the signals, and what ``start`` and ``stop`` mean. The threads themselves are ``shift``'s.
+The threads themselves are ``shift``'s, and signals those of ``signals``.
 """
 
 from __future__ import annotations
 
 import os
-import queue as queues
 import secrets
-import signal
 import socket
 import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from datetime import timedelta
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import Engine
 from sqlalchemy.orm import configure_mappers
 
-from . import arguments, clock, events
+from . import arguments, events, signals
 from .connections import Pooler, own_engine, plain
 from .execution import Around, build_execution
 from .feeder import OnPollingError
@@ -30,13 +27,10 @@ from .proletarian import Proletarian
 from .registry import OnFailed
 from .retry import RetryStrategy, checked_strategy
 from .sessions import checked_maker
-from .shift import DONE, Shift
+from .shift import Shift
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
-
-SIGNAL_TURN = 0.2
-SIGNAL_ECHO = 0.5
 
 
 class Worker:
@@ -136,19 +130,12 @@ class Worker:
         away (the event ``queue_worker_shutdown_error`` names them) or ``on_shutdown`` raised. On a worker that does
         not run this does nothing. Called from a handler it only begins the stop, and gives ``False``.
         """
-        shift = self._shift
-        if shift is None or shift.done.is_set():
-            self._emit(events.AlreadyShutDown)
+        shift = self._begin_stop(timeout)
+        if shift is None:
             return True
-        shift.begin_stop(self._termination_timeout if timeout is None else timeout)
         if threading.current_thread() in shift.threads:
             return False
-        try:
-            return shift.wait()
-        except KeyboardInterrupt:
-            self._emit(events.InterruptedWhileShuttingDown, signal="SIGINT")
-            shift.begin_stop(timedelta(0))
-            return shift.wait()
+        return signals.wait_for([shift])
 
     def run(self) -> bool:
         """Start, wait for SIGTERM or SIGINT, stop; give what ``stop`` gives.
@@ -157,23 +144,9 @@ class Worker:
         of the first, as wrappers that forward a terminal's Ctrl-C make it. Outside of the main thread, where Python
         takes no signals, it waits until somebody calls ``stop``.
         """
-        with _signals() as inbox:
-            shift, _ = self._begin()
-            shift.tell_when_done(inbox)
-            timeout = self._termination_timeout
-            echo: tuple[int | None, float] = (None, 0.0)
-            while (number := _next(inbox, shift)) is not DONE:
-                if number == echo[0] and clock.monotonic() - echo[1] < SIGNAL_ECHO:
-                    continue
-                echo = number, clock.monotonic()
-                name = signal.Signals(number).name
-                if not shift.stopping:
-                    self._emit(events.WorkerInterrupted, signal=name)
-                else:
-                    self._emit(events.InterruptedWhileShuttingDown, signal=name)
-                    timeout = timedelta(0)
-                shift.begin_stop(timeout)
-            return shift.wait()
+        with signals.caught() as inbox:
+            self._begin()
+            return signals.attend(inbox, [self._begun()])
 
     def _begin(self) -> tuple[Shift, bool]:
         """Give the shift that runs, and whether it was begun by this call."""
@@ -185,6 +158,20 @@ class Worker:
             self._shift = shift = self._make_shift()
             shift.start()
             return shift, True
+
+    def _begun(self) -> tuple[Shift, timedelta]:
+        """Give what was begun, and how long its stop may take."""
+        assert self._shift is not None
+        return self._shift, self._termination_timeout
+
+    def _begin_stop(self, timeout: timedelta | None) -> Shift | None:
+        """Begin the stop, and give the shift that will end by it; ``None`` when none runs."""
+        shift = self._shift
+        if shift is None or shift.done.is_set():
+            self._emit(events.AlreadyShutDown)
+            return None
+        shift.begin_stop(self._termination_timeout if timeout is None else timeout)
+        return shift
 
     def _make_shift(self) -> Shift:
         execution = build_execution(
@@ -224,30 +211,3 @@ class Worker:
 def default_worker_id(queue: str) -> str:
     """Make a unique worker id: ``proletarian[queue]@host:pid:random``."""
     return f"proletarian[{queue}]@{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
-
-
-def _next(inbox: queues.SimpleQueue[int | None], shift: Shift) -> int | None:
-    """Wait for the next signal or the end; in short turns, as one that comes just before a wait does not cut it short."""
-    while not shift.is_hopeless():
-        with suppress(queues.Empty):
-            return inbox.get(timeout=SIGNAL_TURN)
-    return DONE
-
-
-@contextmanager
-def _signals() -> Generator[queues.SimpleQueue[int | None], None, None]:
-    """Send SIGTERM and SIGINT to a queue for as long as the context lasts (``SimpleQueue.put`` is reentrant)."""
-    inbox: queues.SimpleQueue[int | None] = queues.SimpleQueue()
-
-    def note(number: int, _: FrameType | None) -> None:
-        inbox.put(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield inbox
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield inbox
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
