@@ -10,14 +10,16 @@ import textwrap
 import threading
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from sqlalchemy import inspect, text
 from sqlalchemy.orm import Session
-from sqlalchemy.schema import SetTableComment
 
-from sa_proletarian import ArchivedJob, Job, Worker, metadata, presence
+from sa_proletarian import Worker, presence
 
 OLD_CODE = Path(__file__).parents[1] / "versions" / "schema_v1.zip"
 OLD = """
@@ -59,7 +61,6 @@ OLD = """
 
     globals()[sys.argv[1]]()
 """
-TABLES = (Job.__table__, ArchivedJob.__table__)
 
 
 class OldCode:
@@ -158,18 +159,6 @@ def new_worker(old_tables, jobs, gate, recorder, monkeypatch):
         gate.set()
 
 
-def upgrade(connection):
-    Job.__worker_table__.create(connection)
-    for table in TABLES:
-        connection.execute(SetTableComment(table))
-
-
-def downgrade(connection):
-    Job.__worker_table__.drop(connection)
-    for table in TABLES:
-        connection.execute(text(f"COMMENT ON TABLE {table.name} IS 'sa_proletarian schema v1'"))
-
-
 @pytest.mark.slow
 def test_the_version_before_and_this_one_work_side_by_side_through_up_and_downgrade(
     old_tables, old_code, old_worker, new_worker, jobs, gate, recorder, wait_until
@@ -195,10 +184,10 @@ def test_the_version_before_and_this_one_work_side_by_side_through_up_and_downgr
         with engine.connect() as connection:
             return connection.scalars(text("SELECT worker_id FROM proletarian_worker")).all()
 
-    def change(how):
-        with engine.begin() as connection:
-            connection.execute(text("SET LOCAL lock_timeout = '2s'"))  # it waits for no job that is held
-            how(connection)
+    def migrate(before, after):
+        with engine.begin() as connection:  # without a second try: it waits for no job that is held
+            operations: Any = Operations(MigrationContext.configure(connection))
+            operations.proletarian_migrate(before, after, lock_timeout=timedelta(seconds=2), retries=0)
 
     # on version 1: this version works, and cannot be seen
     both_work()
@@ -208,7 +197,7 @@ def test_the_version_before_and_this_one_work_side_by_side_through_up_and_downgr
     enqueue("old_held", "new_held")
     assert old_worker.stdout.readline() == "held\n"
     assert recorder.held.wait(20)
-    change(upgrade)
+    migrate(1, 2)
     old_worker.stdin.write("\n")
     old_worker.stdin.flush()
     gate.set()
@@ -217,9 +206,9 @@ def test_the_version_before_and_this_one_work_side_by_side_through_up_and_downgr
     assert is_registered() == [new_worker.worker_id]
 
     # and goes again
-    change(downgrade)
+    migrate(2, 1)
     both_work()
-    metadata.create_all(engine)
+    migrate(1, 2)
     both_work()
 
     old_worker.send_signal(signal.SIGTERM)
