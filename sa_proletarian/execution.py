@@ -18,7 +18,6 @@ from typing import Any
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import PendingRollbackError
-from sqlalchemy.orm import sessionmaker
 
 from . import clock, events, outcomes
 from .conclusion import Conclusion
@@ -29,13 +28,13 @@ from .outcomes import Outcome, Ruling
 from .registry import OnFailed, Registry
 from .retry import RetryStrategy
 from .runs import Report, Run, Settled, prepare
-from .sessions import open_session
+from .sessions import SessionSource, in_scope, open_session
 from .transactions import SETTLE_LIMITS, Transactions
 
 MOST_CONFLICTS = 5
 
 Around = Callable[[Any], AbstractContextManager[Any]]
-"""``(job) -> context manager``, entered in the handler's thread around each call of a handler."""
+"""``(job) -> context manager``, entered in the handler's thread around each call of a handler and the flush after it."""
 
 # their writes stay: a handler that snoozes or cancels keeps what it has committed through its session
 _KEPT = (Outcome.RETURNED, Outcome.SNOOZED, Outcome.CANCELLED)
@@ -50,7 +49,7 @@ class Execution:
     transactions: Transactions
     conclusion: Conclusion
     retry: RetryStrategy | None
-    session: sessionmaker[Any] | None
+    session: SessionSource
     around: Around | None
 
     @property
@@ -80,16 +79,12 @@ class Execution:
         return self._call(run)
 
     def _call(self, run: Run) -> BaseException | None:
-        """Call the handler, and flush what it left in its session; give the error with which that ended."""
+        """Call the handler within what belongs around it; give the error with which that ended."""
         try:
             prepare(run, self.transactions.lifecycle)
             session = open_session(self.session, self.app_engine, run.hold)
             try:
                 self._call_within(session, run)
-                if session.in_transaction():
-                    session.flush()
-                    run.hold.restore_options()
-                    session.commit()
             finally:
                 run.hold.seal()
                 with suppress(Exception):
@@ -105,7 +100,9 @@ class Execution:
         failure: BaseException | None = None
         with self.around(run.job) if self.around else nullcontext():
             try:
-                _refuse_coroutine(registration.handler(session, run.job))
+                with in_scope(self.session, session):
+                    _refuse_coroutine(registration.handler(session, run.job))
+                    _flush(session, run)
             except BaseException as error:
                 failure = error
                 raise
@@ -244,7 +241,7 @@ def build_execution(
     crash_ceiling: int,
     retry: RetryStrategy | None,
     on_failed: OnFailed | None,
-    session: sessionmaker[Any] | None,
+    session: SessionSource,
     around: Around | None,
     now: clock.Clock,
 ) -> Execution:
@@ -258,6 +255,14 @@ def build_execution(
         session,
         around,
     )
+
+
+def _flush(session: Any, run: Run) -> None:
+    """Write what the handler left in its session, while the app's context is there that finds it a connection."""
+    if session.in_transaction():
+        session.flush()
+        run.hold.restore_options()
+        session.commit()
 
 
 def _refuse_coroutine(result: object) -> None:

@@ -13,17 +13,20 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Connection, Engine, NestedTransaction
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from .connections import same_database
 from .errors import ClaimLost, ConfigurationError, SessionClosed
 from .lifecycle import Claim, Held, Lifecycle
+
+SessionSource = sessionmaker[Any] | scoped_session[Any] | None
+"""Where an app's sessions come from, as far as a worker is told."""
 
 FIRST_USE_LOCK_TIMEOUT = timedelta(seconds=5)
 
@@ -135,8 +138,9 @@ class Hold:
         return ClaimLost(f"the claim on job {self._claim.job_id} belongs to somebody else now")
 
 
-def open_session(maker: sessionmaker[Any] | None, engine: Engine, hold: Hold) -> Session:
+def open_session(source: SessionSource, engine: Engine, hold: Hold) -> Session:
     """Make the handler's session: of the app's class and options, on the held connection where it would use ``engine``."""
+    maker: sessionmaker[Any] | None = _maker(source)
     session_class: Any = maker.class_ if maker is not None else Session
     options: dict[str, Any] = maker.kw if maker is not None else {}
     if options.get("bind") is None:
@@ -148,13 +152,31 @@ def open_session(maker: sessionmaker[Any] | None, engine: Engine, hold: Hold) ->
     return session  # type: ignore[no-any-return]
 
 
-def checked_maker(maker: Any, engine: Engine) -> sessionmaker[Any] | None:
-    """Give the ``sessionmaker`` in ``maker`` (itself, or that of a ``scoped_session``), or ``None``.
+@contextmanager
+def in_scope(source: SessionSource, session: Session) -> Generator[None, None, None]:
+    """Let the app's ``scoped_session``, if it gave one, be ``session`` in the scope in which this is entered.
+
+    The scope gets back what it had before, so that whoever ends it does not close a session that is ours to settle.
+    """
+    if not isinstance(source, scoped_session):
+        yield
+        return
+    registry: Any = source.registry
+    before = registry() if registry.has() else None
+    registry.set(session)
+    try:
+        yield
+    finally:
+        registry.clear() if before is None else registry.set(before)
+
+
+def checked_maker(source: Any, engine: Engine) -> SessionSource:
+    """Give ``source`` if it is a ``sessionmaker``, the ``scoped_session`` of one, or ``None``.
 
     ``TypeError`` for anything else; ``ConfigurationError`` when it is bound to another engine than the worker's,
     because what handlers write would then not commit together with their jobs.
     """
-    factory: Any = getattr(maker, "session_factory", maker)
+    factory: Any = _maker(source)
     if factory is None:
         return None
     if not isinstance(factory, sessionmaker):
@@ -164,7 +186,11 @@ def checked_maker(maker: Any, engine: Engine) -> sessionmaker[Any] | None:
         raise ConfigurationError("session is bound to another engine than the worker's: give both the same engine")
     if isinstance(bind, Engine):
         _refuse_other_options(bind, engine)
-    return factory  # pyright: ignore[reportUnknownVariableType]
+    return source  # type: ignore[no-any-return]
+
+
+def _maker(source: Any) -> Any:
+    return cast("Any", source).session_factory if isinstance(source, scoped_session) else source
 
 
 def _refuse_other_options(bind: Engine, engine: Engine) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import uuid
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 
 import pytest
 from sqlalchemy import Text, TypeDecorator, create_engine, event, text
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
 
 from sa_proletarian import (
     ArchivedJob,
@@ -609,6 +610,54 @@ def test_around_surrounds_the_handler_and_cannot_make_a_failure_a_success(run, r
 
     assert run(handler, around=around) is Outcome.GAVE_UP
     assert seen == [("enter", "work"), "handler", "swallowed"]
+
+
+def test_around_is_left_after_the_flush_of_what_the_handler_has_left_in_its_session(run, rows):
+    around_left = []
+
+    @contextmanager
+    def around(job):
+        yield
+        around_left.append(flushed)
+
+    def handler(session, job):
+        event.listen(session, "before_flush", lambda *_: flushed.append("flushed"))
+        session.add(Job("later", process_in=timedelta(hours=1)))
+
+    flushed = []
+    assert run(handler, around=around) is Outcome.RETURNED
+    assert around_left == [["flushed"]]
+
+
+def test_a_scoped_session_is_the_handlers_session_in_the_scope_that_around_enters(run, rows, tables):
+    scope = ContextVar("scope", default="outside")
+    db = scoped_session(sessionmaker(tables), scope.get)
+    before = db()
+
+    @contextmanager
+    def around(job):
+        token = scope.set("inside")
+        yield
+        db.remove()  # as a framework does that ends its context; what is not flushed would be gone
+        scope.reset(token)
+
+    def handler(session, job):
+        assert db() is session
+        db.add(Job("later", process_in=timedelta(hours=1)))
+
+    assert run(handler, session=db, around=around) is Outcome.RETURNED
+    assert rows("SELECT job_type FROM proletarian_job") == [("later",)]
+    assert db() is before
+    db.remove()
+
+
+@pytest.mark.parametrize("used_before", [True, False])
+def test_after_the_job_a_scoped_session_is_what_it_was(run, tables, used_before):
+    db = scoped_session(sessionmaker(tables))
+    before = db() if used_before else None
+    assert run(lambda session, job: db().get_one(Job, job.job_id), session=db) is Outcome.RETURNED
+    assert (db() if db.registry.has() else None) is before
+    db.remove()
 
 
 def test_a_deadlock_is_no_failure_but_another_try(run, rows, recorder):
