@@ -228,7 +228,7 @@ def put(rows, worker_id, seconds, detail="NULL", kind="queue"):
 
 
 def names(rows):
-    return {name for (name,) in rows("SELECT worker_id FROM proletarian_worker")}
+    return {name for (name,) in rows("SELECT concat_ws(' ', nullif(kind, 'queue'), worker_id) FROM proletarian_worker")}
 
 
 def test_workers_not_seen_for_five_of_their_own_leases_are_struck_off(start_worker, jobs, changes, rows):
@@ -236,11 +236,11 @@ def test_workers_not_seen_for_five_of_their_own_leases_are_struck_off(start_work
     put(rows, "long alive", 16, """'{"lease": 30.0}'""")
     put(rows, "long dead", 151, """'{"lease": 30.0}'""")
     for name, odd in {"null": "NULL", "json null": "'null'", "text": """'{"lease": "3"}'""", "list": "'[3]'"}.items():
-        put(rows, f"{name} alive", 100, odd)
+        put(rows, f"{name} alive", 130, odd)
         put(rows, f"{name} dead", 151, odd)
-    put(rows, "of another kind", 10_000, kind="job")
+    put(rows, "long dead", 10_000, kind="job")
     worker = start_worker(jobs)
-    alive = {"long alive", "null alive", "json null alive", "text alive", "list alive", "of another kind", worker.worker_id}
+    alive = {"long alive", "null alive", "json null alive", "text alive", "list alive", "job long dead", worker.worker_id}
     changes.wait_until(lambda: names(rows) == alive)
 
 
@@ -258,6 +258,22 @@ def test_a_worker_that_was_struck_off_by_mistake_comes_back(start_worker, jobs, 
     rows("DELETE FROM proletarian_worker")
     changes.wait_until(lambda: rows(ROW))
     assert rows(SEEN)[0][0] == started_at
+
+
+def test_a_worker_that_comes_back_in_that_very_moment_stays(start_worker, jobs, changes, rows, tables):
+    put(rows, "slow", 1000)
+    revived = []
+
+    def revive(connection, cursor, statement, *rest):
+        if "DELETE FROM proletarian_worker" in statement and not revived:
+            revived.append(True)
+            rows("UPDATE proletarian_worker SET last_seen_at = now() WHERE worker_id = 'slow'")
+
+    event.listen(tables, "before_cursor_execute", revive)
+    worker = start_worker(jobs, lease=SHORT)
+    changes.wait_until(lambda: revived)
+    changes.wait_for(4)
+    assert names(rows) == {"slow", worker.worker_id}
 
 
 def test_a_dead_row_that_somebody_holds_is_passed_over(start_worker, jobs, changes, rows, tables, recorder):
