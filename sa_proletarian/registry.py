@@ -55,7 +55,7 @@ class Registry:
         """
         if not isinstance(job_type, str):
             raise TypeError(f'name the job type, as in @jobs.handler("welcome"); got {job_type!r}')
-        name = EVERY_TYPE if job_type == EVERY_TYPE else checked_name("job_type", job_type)
+        name = EVERY_TYPE if job_type == EVERY_TYPE else self._checked_type(job_type)
         checked_strategy(retry)
         callable_or_none("on_failed", on_failed)
 
@@ -70,6 +70,9 @@ class Registry:
             return function
 
         return register
+
+    def _checked_type(self, job_type: str) -> str:
+        return checked_name("job_type", job_type)
 
     def registration(self, job_type: str) -> Registration | None:
         """Give what is registered for ``job_type``, or for every type; ``None`` when nothing is."""

@@ -44,9 +44,7 @@ class Shift:
         self._worker_id = execution.transactions.worker_id
         self._on_shutdown = on_shutdown
         self._tray = Tray()
-        self._feeder = Feeder(
-            execution, self._tray, slots=threads, polling_interval=polling_interval, on_polling_error=on_polling_error
-        )
+        self._feeder = self._make_feeder(slots=threads, polling_interval=polling_interval, on_polling_error=on_polling_error)
         self._deadline = float("inf")
         self._inbox: queues.SimpleQueue[int | None] | None = None
         self._handlers = [self._thread(self._work, str(number), number) for number in range(1, threads + 1)]
@@ -88,6 +86,9 @@ class Shift:
         self._inbox = inbox
         if self.done.is_set():
             inbox.put(DONE)
+
+    def _make_feeder(self, **options: Any) -> Feeder:
+        return Feeder(self._execution, self._tray, **options)
 
     def _thread(self, target: Callable[..., None], name: str, *args: Any) -> threading.Thread:
         # daemon: a forgotten worker must not keep the interpreter from exiting; its leases run out by themselves
