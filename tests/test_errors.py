@@ -287,8 +287,8 @@ def test_errors_are_classified_by_sqlstate_whatever_the_driver(schema, name, mea
 
 def test_an_idle_in_transaction_timeout_is_a_disconnection(engine):
     with engine.connect() as connection:
-        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 1"))
         pid = connection.scalar(text("SELECT pg_backend_pid()"))
+        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 1"))
         with engine.connect() as watcher:
             while watcher.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid"), {"pid": pid}):
                 watcher.rollback()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import uuid
 from contextlib import contextmanager
@@ -788,10 +789,19 @@ def test_a_payload_that_cannot_be_decoded_fails_its_job_and_no_other(jobs, table
     enqueue("work", "second")
     rows("UPDATE proletarian_job SET payload = CAST(:payload AS jsonb) WHERE job_id = :id", payload=payload, id=poisoned)
     outcomes = [jobs.process_next(tables, listener=recorder) for _ in range(2)]
-    if payload.startswith('"'):
+    if is_readable(payload):
         assert (outcomes, calls) == ([Outcome.RETURNED] * 2, [])
     else:
         assert (outcomes, calls) == ([Outcome.GAVE_UP, Outcome.RETURNED], [None])
+
+
+def is_readable(payload):
+    """Whether this Python can read it: newer ones go deeper."""
+    try:
+        json.loads(payload)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def test_a_server_process_that_is_killed_under_a_job_is_a_crash_and_no_attempt(run, rows, recorder, jobs, tables):

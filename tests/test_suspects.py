@@ -9,6 +9,9 @@ import pytest
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.orm import Session
 
+from sa_proletarian.runs import Claimed
+from sa_proletarian.solitude import Solitude
+
 HOUR = timedelta(hours=1)
 
 
@@ -170,3 +173,40 @@ def test_a_steady_stream_does_not_keep_a_suspect_from_its_run(jobs, enqueue, enq
     enqueue(1)
     start_worker(jobs, threads=2, lease=timedelta(milliseconds=300))
     assert suspect_ran.wait(20)
+
+
+# the same in numbers
+
+
+@pytest.fixture
+def wanted():
+    """Return the solitude that a suspect has asked for at second 0, in a worker with a lease of 30 seconds."""
+    solitude = Solitude(30)
+    solitude.claimed(Claimed(wants_solitude=True), 0, idle=False)
+    return solitude
+
+
+@pytest.mark.parametrize(
+    ("now", "forbids", "passes_over"), [(0, True, False), (30, True, False), (31, False, True), (60, False, True)]
+)
+def test_others_wait_for_a_lease_and_then_go_first_for_one(wanted, now, forbids, passes_over):
+    assert (wanted.forbids({"mate"}, {}, now), wanted.passes_over(now, idle=False)) == (forbids, passes_over)
+
+
+def test_after_two_leases_the_suspect_asks_again(wanted):
+    assert wanted.passes_over(61, idle=False) is False
+    wanted.claimed(Claimed(wants_solitude=True), 61, idle=False)
+    assert wanted.forbids({"mate"}, {}, 62) is True
+
+
+@pytest.mark.parametrize("now", [1, 45])
+def test_a_worker_that_has_become_idle_claims_and_passes_over_nobody(wanted, now):
+    assert wanted.forbids(set(), {}, now) is False
+    assert wanted.passes_over(now, idle=True) is False
+
+
+@pytest.mark.parametrize("run", [({"suspect"}, {}), (set(), {"suspect": "report"})], ids=["running", "to be settled"])
+def test_a_suspect_is_alone_until_it_is_settled(wanted, run):
+    wanted.claimed(Claimed(["suspect"], solo=True), 1, idle=True)
+    assert wanted.forbids(*run, 2) is True
+    assert wanted.forbids({"mate"}, {}, 2) is False, "afterwards nobody waits any more"
