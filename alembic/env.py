@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 
 from alembic import context
+from alembic.util import CommandError
 from sqlalchemy import URL, Connection, create_engine, make_url
 from sqlalchemy.pool import NullPool
 
-from sa_proletarian.embedded import background_url, start_background
+from sa_proletarian.embedded import EmbeddedPostgresError, background_url, start_background
 from sa_proletarian.models import metadata
 
 SERVER = Path(__file__).parent.parent / ".postgresql"
@@ -19,7 +20,10 @@ def database_url() -> URL:
     """Return the URL that the environment names, or that of the background server, which this starts if need be."""
     if given := os.environ.get("SA_PROLETARIAN_DATABASE_URL"):
         return make_url(given)
-    start_background(SERVER)
+    try:
+        start_background(SERVER)
+    except EmbeddedPostgresError as missing:
+        raise CommandError(f"Set SA_PROLETARIAN_DATABASE_URL to a database of yours. {missing}") from missing
     return background_url(SERVER)
 
 

@@ -10,8 +10,8 @@ The rooms: ``operation`` (the arguments), ``runner`` (which steps), ``patience``
 which import no models), ``autogenerate`` with ``extras`` and ``rendering`` (the plugin's work), ``versions/`` (revisions for
 those who list our folder in ``version_locations``).
 
-This module itself imports nothing of Alembic, and nothing here imports ``alembic.autogenerate`` before Alembic is wholly
-there: it is loaded in the middle of Alembic's own import, by everybody who merely has this library installed.
+Whoever has this library installed loads this module in the middle of Alembic's own import, needed or not. So it makes the
+plugin before it imports Alembic, and no room but those that the plugin's comparison needs imports ``alembic.autogenerate``.
 """
 
 from __future__ import annotations
@@ -53,3 +53,6 @@ def _compare(*arguments: Any) -> Any:
 
 plugin = _PluginModule(__name__, __doc__)
 """The entry point of group ``alembic.plugins``."""
+
+# whichever room is imported first: Alembic loads the operation's rooms now, and not in the middle of one of them
+import_module("alembic")

@@ -6,6 +6,7 @@ found by Alembic. It refuses to deal with tables that are there: those, Alembic 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,6 @@ from sqlalchemy import CheckConstraint, Constraint, ForeignKeyConstraint, Primar
 
 from .ownership import Owned
 
-_SUFFIXES = {ForeignKeyConstraint: "fkey", UniqueConstraint: "key", CheckConstraint: "check"}
 _LONGEST = 63
 
 
@@ -35,7 +35,7 @@ def foreign_keys(owned: Owned) -> list[Any]:
 
 
 def _own(owned: Owned) -> Iterator[Constraint]:
-    for constraint in sorted(owned.table.constraints, key=lambda one: (str(one.name or ""), _column_names(one))):
+    for constraint in owned.table._sorted_constraints:
         if isinstance(constraint, PrimaryKeyConstraint) or constraint._type_bound:  # add_column brings those of types
             continue
         if not owned.check(constraint.name):
@@ -51,12 +51,28 @@ def _operation(constraint: Constraint) -> Any:
 
 def _name_by_postgresql(constraint: Constraint) -> str | None:
     """Give the name that PostgreSQL would give, spelled out so that the downgrade can drop it by that name."""
-    suffix = next((suffix for kind, suffix in _SUFFIXES.items() if isinstance(constraint, kind)), None)
-    if suffix is None:
-        return None
-    name = "_".join([constraint.table.name, *_column_names(constraint), suffix])
-    return name if len(name.encode()) <= _LONGEST else None
+    label = _label(constraint)
+    alike = [one for one in constraint.table._sorted_constraints if not isinstance(one.name, str) and _label(one) == label]
+    number = str(alike.index(constraint) or "")
+    return f"{label}{number}" if label and len(f"{label}{number}".encode()) <= _LONGEST else None
+
+
+def _label(constraint: Constraint) -> str | None:
+    columns = _column_names(constraint)
+    match constraint:
+        case ForeignKeyConstraint():
+            suffix = "fkey"
+        case UniqueConstraint():
+            suffix = "key"
+        case CheckConstraint():
+            columns, suffix = columns if len(columns) == 1 else [], "check"
+        case _:
+            return None
+    return "_".join([constraint.table.name, *columns, suffix])
 
 
 def _column_names(constraint: Constraint) -> list[str]:
+    if isinstance(constraint, CheckConstraint):  # as text, it does not know its columns
+        words = {*re.findall(r"\w+", re.sub("'[^']*'", "", str(constraint.sqltext)))}
+        return [column.name for column in constraint.table.c if column.name in words]
     return [column.name for column in getattr(constraint, "columns", ())]
