@@ -134,6 +134,8 @@ def _name_no_statements(dbapi_connection: Any, record: Any) -> None:
             raise ConfigurationError(_ASYNCPG_CACHES)
         dbapi_connection._prepared_statement_cache = None
         dbapi_connection._prepared_statement_name_func = str  # always ""
+        # without this it would SET jit off and on again when it looks up a type
+        driver_connection._server_caps = driver_connection._server_caps._replace(jit=False)
 
 
 def _keep_alive(dbapi_connection: Any, record: Any) -> None:

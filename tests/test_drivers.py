@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from sa_proletarian import Cancel, ConfigurationError, Job, Outcome, Retry, Snooze, Worker
 from sa_proletarian.connections import own_engine
+from sa_proletarian.dialects import Trouble, trouble
 from sa_proletarian.embedded import EmbeddedPostgres
 
 ASYNC = {"psycopg (async)": "psycopg", "asyncpg": "asyncpg"}
@@ -260,6 +261,11 @@ def test_a_constraint_of_the_app_that_refuses_the_settling_parks_the_job(app, jo
     [(error, claim)] = rows("SELECT last_error, claim_id FROM proletarian_job")
     assert "attachment_job_id_fkey" in error
     assert (claim, rows("SELECT * FROM effect")) == (None, [])
+
+
+def test_pythons_own_network_errors_are_read_as_asyncpg_means_them():
+    assert trouble(ConnectionResetError()) is Trouble.DISCONNECTED, "a COMMIT may have been carried out"
+    assert trouble(FileNotFoundError()) is Trouble.TRANSIENT, "no socket: there was no connection"
 
 
 def test_one_job_in_the_callers_thread(app, jobs, enqueue, rows):
