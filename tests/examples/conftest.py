@@ -25,10 +25,11 @@ PATIENCE = 30
 class Script:
     """A running script, and what it has printed so far."""
 
-    def __init__(self, path: Path, *arguments: str, environment: dict[str, str]) -> None:
+    def __init__(self, path: Path | str, *arguments: str, environment: dict[str, str], folder: Path | None = None) -> None:
         self._process = subprocess.Popen(
             [sys.executable, path, *arguments],
             env=environment,
+            cwd=folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -59,6 +60,9 @@ class Script:
 
     def press_ctrl_c(self) -> None:
         self._process.send_signal(signal.SIGINT)
+
+    def terminate(self) -> None:
+        self._process.send_signal(signal.SIGTERM)
 
     def end(self) -> str:
         """Let the script end, and give what it has printed since the last line that was waited for."""
