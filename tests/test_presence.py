@@ -138,6 +138,28 @@ def test_a_worker_is_idle_as_long_as_a_job_would_start_at_once(start_worker, job
     changes.wait_until(lambda: says(True))
 
 
+def test_a_worker_that_is_fast_and_claims_ahead_is_busy_all_the_same(start_worker, jobs, changes, rows, enqueue, gate):
+    _, running = gate
+    enqueue("plain", 300)
+    enqueue("wait")
+    worker = start_worker(jobs, lease=SHORT)
+    assert running.acquire(timeout=20)
+    changes.so_far()
+    changes.wait_for(2)
+    assert rows(ROW) == [("default", worker.worker_id, False)]
+
+
+def test_a_worker_in_which_a_suspect_runs_alone_is_busy(start_worker, jobs, changes, rows, enqueue, gate):
+    _, running = gate
+    enqueue("wait")
+    rows("UPDATE proletarian_job SET crashes = 1")
+    worker = start_worker(jobs, threads=2, crash_ceiling=2, lease=SHORT)
+    assert running.acquire(timeout=20)
+    changes.so_far()
+    changes.wait_for(2)
+    assert rows(ROW) == [("default", worker.worker_id, False)]
+
+
 def test_a_worker_that_winds_down_is_not_idle(start_worker, jobs, changes, rows, enqueue, gate, recorder):
     opened, running = gate
     worker = start_worker(jobs, threads=2, lease=SHORT)
@@ -182,8 +204,10 @@ def test_workers_have_a_row_each_and_remove_only_their_own(start_worker, jobs, c
     start_worker(jobs, worker_id="b")
     start_worker(jobs, worker_id="a", queue="other")
     changes.wait_until(lambda: len(rows(ROW)) == 3)
+    rows("INSERT INTO proletarian_worker VALUES ('job', 'default', 'a', false, NULL, now(), now())")
     first.stop()
     assert rows(ROW) == [("default", "b", True), ("other", "a", True)]
+    assert rows("SELECT worker_id FROM proletarian_worker WHERE kind = 'job'") == [("a",)]
 
 
 def test_a_worker_that_is_started_again_begins_anew(start_worker, jobs, changes, rows):
