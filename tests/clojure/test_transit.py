@@ -346,13 +346,11 @@ def assert_same(one, other):
 def shape(value):
     match value:
         case dict() | FrozenMap():
-            return {(repr(shape(key)), repr(shape(item))) for key, item in value.items()}
-        case list():
-            return [shape(item) for item in value]
-        case tuple():
-            return tuple(shape(item) for item in value)
+            return dict, frozenset((shape(key), shape(item)) for key, item in value.items())
+        case list() | tuple():
+            return type(value), tuple(map(shape, value))
         case frozenset():
-            return {repr(shape(item)) for item in value}
+            return frozenset, frozenset(map(shape, value))
         case TaggedValue():
             return value.tag, shape(value.rep)
         case _:
