@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -128,21 +129,21 @@ class Migrations:
         """Run it on a connection, in whose transaction nothing is committed."""
         execute(code, Operations(MigrationContext.configure(connection)))
 
-    def sql(self, code: str, metadata: Any = None) -> str:
-        """Give what ``--sql`` prints for the body of an ``upgrade`` or ``downgrade``."""
-        buffer = io.StringIO()
-        options = {"as_sql": True, "output_buffer": buffer, "target_metadata": metadata}
-        context = MigrationContext.configure(dialect_name="postgresql", opts=options)
-        with context.begin_transaction():
-            execute(code, Operations(context))
-        return buffer.getvalue()
-
     def run_sql(self, sql: str) -> None:
         """Run what ``--sql`` printed, as ``psql`` would."""
         with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             for statement in sql.split(";\n"):
                 if statement.strip():
                     connection.exec_driver_sql(statement)
+
+
+def _as_sql(code: str, metadata: Any = None, *, dialect: str = "postgresql") -> str:
+    buffer = io.StringIO()
+    options = {"as_sql": True, "output_buffer": buffer, "target_metadata": metadata}
+    context = MigrationContext.configure(dialect_name=dialect, opts=options)
+    with context.begin_transaction():
+        execute(code, Operations(context))
+    return buffer.getvalue()
 
 
 def _body(ops: Any, context: MigrationContext) -> str:
@@ -152,10 +153,16 @@ def _body(ops: Any, context: MigrationContext) -> str:
 
 def execute(code: str, op: Operations) -> None:
     """Execute the code of a revision."""
-    exec(textwrap.dedent(code), {"op": op, "sa": sa, "postgresql": postgresql, "mysql": mysql})
+    exec(textwrap.dedent(code), {"op": op, "sa": sa, "postgresql": postgresql, "mysql": mysql, "timedelta": timedelta})
 
 
 @pytest.fixture
 def migrations(engine: Engine) -> Migrations:
     """Return Alembic on the database of this test."""
     return Migrations(engine)
+
+
+@pytest.fixture
+def as_sql() -> Callable[..., str]:
+    """Return a function that gives what ``--sql`` prints for the body of an ``upgrade`` or ``downgrade``."""
+    return _as_sql

@@ -94,6 +94,11 @@ def case(request, engine: Engine) -> Case:
     return request.param()
 
 
+def lines(code: str) -> set[str]:
+    """Give the calls without the columns, which only the making of a table names."""
+    return {line.split(", job_columns")[0].rstrip(")") for line in code.splitlines()}
+
+
 def test_autogenerate_gives_what_create_all_gives_with_the_plugin_and_without(case, migrations, created, dump):
     empty, expected = dump(), created(case.metadata)
     for plugins in (None, ["alembic.autogenerate.*", "sa_proletarian.migrations"]):
@@ -105,19 +110,21 @@ def test_autogenerate_gives_what_create_all_gives_with_the_plugin_and_without(ca
         assert dump() == empty
 
 
-def test_the_plugin_writes_one_line_for_each_instance(case, migrations, engine):
-    revision = migrations.autogenerate(case.metadata)
-    assert {*revision.upgrade.splitlines()} == {*case.code(0, 2).splitlines()}
-    assert {line.split(", job_columns")[0].rstrip(")") for line in case.code(2, 0).splitlines()} == {
-        line.rstrip(")") for line in revision.downgrade.splitlines()
-    }
+def test_the_plugin_writes_one_line_for_each_instance_and_each_upgrade(case, migrations):
+    first = migrations.autogenerate(case.metadata)
+    assert {*first.upgrade.splitlines()} == {*case.code(0, 2).splitlines()}
+    assert lines(first.downgrade) == lines(case.code(2, 0))
+    migrations.run(case.code(0, 1), case.metadata)
+    second = migrations.autogenerate(case.metadata)
+    assert (lines(second.upgrade), lines(second.downgrade)) == (lines(case.code(1, 2)), lines(case.code(2, 1)))
+    migrations.run(second.upgrade, case.metadata)
+    assert migrations.autogenerate(case.metadata).differences == []
 
 
 def test_the_operation_gives_what_create_all_gives_at_once_and_step_by_step(case, migrations, created, dump):
     empty, expected = dump(), created(case.metadata)
     migrations.run(case.code(0, 2), case.metadata)
     assert dump() == expected
-    assert migrations.autogenerate(case.metadata).differences == []
     migrations.run(case.code(2, 0), case.metadata)
     assert dump() == empty
     migrations.run(case.code(0, 1), case.metadata)
@@ -130,36 +137,27 @@ def test_the_operation_gives_what_create_all_gives_at_once_and_step_by_step(case
     assert dump() == empty
 
 
-def test_the_operation_gives_the_same_as_sql(case, migrations, created, dump):
+def test_the_operation_gives_the_same_as_sql(case, migrations, as_sql, created, dump):
     empty, expected = dump(), created(case.metadata)
     for way in ([(0, 2)], [(0, 1), (1, 2)]):
         for start, end in way:
-            migrations.run_sql(migrations.sql(case.code(start, end), case.metadata))
+            migrations.run_sql(as_sql(case.code(start, end), case.metadata))
         assert dump() == expected
         for start, end in reversed(way):
-            migrations.run_sql(migrations.sql(case.code(end, start), case.metadata))
+            migrations.run_sql(as_sql(case.code(end, start), case.metadata))
         assert dump() == empty
 
 
-def test_the_operation_gives_the_same_with_indexes_built_concurrently(case, migrations, created, dump):
+@pytest.mark.parametrize("case", [default_names, two_instances], indirect=True)
+def test_the_operation_gives_the_same_with_indexes_built_concurrently(case, migrations, as_sql, created, dump):
     expected = created(case.metadata)
-    code = case.code(0, 2).replace(")\n", ", concurrently=True)\n")[:-1] + ", concurrently=True)"
+    code = "\n".join(f"{line[:-1]}, concurrently=True)" for line in case.code(0, 2).splitlines())
     migrations.run(code, case.metadata)
     assert dump() == expected
     migrations.run(case.code(2, 0), case.metadata)
-    sql = migrations.sql(code, case.metadata)
+    sql = as_sql(code, case.metadata)
     assert "COMMIT;\n\nCREATE INDEX CONCURRENTLY ix_" in sql
     migrations.run_sql(sql)
-    assert dump() == expected
-
-
-def test_a_library_upgrade_is_one_line_for_each_instance(case, migrations, created, dump):
-    expected = created(case.metadata)
-    migrations.run(case.code(0, 1), case.metadata)
-    revision = migrations.autogenerate(case.metadata)
-    lines = [line.split(", job_columns")[0].rstrip(")") for line in case.code(1, 2).splitlines()]
-    assert {*lines} == {line.rstrip(")") for line in revision.upgrade.splitlines()}
-    migrations.run(revision.upgrade, case.metadata)
     assert dump() == expected
 
 
