@@ -114,6 +114,7 @@ def revisions(folder: Path) -> list[str]:
     return [path.read_text().split("def upgrade()")[1] for path in files]
 
 
+@pytest.mark.slow
 def test_with_the_plugin_an_app_takes_a_new_version_of_the_library_by_one_line(
     tmp_path: Path, engine: Engine, database_url: URL, in_app: Alembic, dump: Callable[[], str], created: Any
 ) -> None:

@@ -47,7 +47,7 @@ def test_what_means_nothing_is_refused_at_the_call(arguments, error, message, as
         ("op.proletarian_migrate(0, 1)", "0, 2", "0 cannot begin: proletarian_job is there already, at version 1"),
         ("op.proletarian_migrate(0, 2)", "1, 2", "1 cannot begin: the comment of proletarian_job states version 2"),
         ("op.proletarian_migrate(0, 1)", "2, 0", "2 cannot begin: the comment of proletarian_job states version 1"),
-        ("op.proletarian_migrate(0, 1)\nop.create_table('proletarian_worker')", "1, 2", "proletarian_worker states no version"),
+        ("op.proletarian_migrate(0, 1)\nop.create_table('proletarian_worker')", "1, 2", "proletarian_worker states no"),
         (
             "op.proletarian_migrate(0, 1)\nop.drop_table_comment('proletarian_archived_job')",
             "1, 2",

@@ -107,6 +107,7 @@ def test_without_a_database_and_without_a_server_of_its_own_a_clone_says_what_to
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_an_app_can_list_the_revisions_beside_its_own(tmp_path, engine, database_url, in_app):
     url = database_url.render_as_string(hide_password=False).replace("%", "%%")
     command_line(["--config", str(tmp_path / "alembic.ini"), "init", str(tmp_path / "alembic")])
