@@ -9,6 +9,8 @@ The tour, in the order in which one meets things:
    handler writes through its session commits together with the job's completion, or not at all.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from . import events
 from .errors import (
     Cancel,
@@ -33,9 +35,13 @@ from .serializers import JSONSerializer, Serializer
 from .worker import Worker
 from .workers import Workers
 
+if TYPE_CHECKING:
+    from .async_worker import AsyncWorker
+
 __all__ = [
     "ArchivedJob",
     "ArchivedJobMixin",
+    "AsyncWorker",
     "Cancel",
     "ClaimLost",
     "ConfigurationError",
@@ -65,3 +71,11 @@ __all__ = [
     "models_for",
     "uuid7",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "AsyncWorker":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .async_worker import AsyncWorker  # noqa: PLC0415 (it needs greenlet, which SQLAlchemy 2.1 does not bring)
+
+    return AsyncWorker

@@ -79,9 +79,12 @@ class Conclusion:
             with suppress(Exception):
                 prepare(run, self.lifecycle)
         try:
-            callback(run.job, settled.ruling.cause)
+            self._call(callback, run.job, settled.ruling.cause)
         except BaseException as error:  # sys.exit() in a callback is no reason to lose the thread
             self.tell(run, events.OnFailedError, error=error)
+
+    def _call(self, callback: OnFailed, job: Any, error: BaseException) -> None:
+        callback(job, error)
 
     def _callback_of(self, run: Run) -> OnFailed | None:
         registration = self.registry.registration(run.claim.job_type)

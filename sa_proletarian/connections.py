@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
 from .dialects import SUPPORTED
 from .errors import ConfigurationError, without_details
@@ -42,11 +42,20 @@ _ASYNCPG_CACHES = (
 )
 
 
-def own_engine(engine: Engine | AsyncEngine, *, size: int, pooler: Pooler | None = None) -> Engine:
+def own_engine(
+    engine: Engine | AsyncEngine,
+    *,
+    size: int,
+    pooler: Pooler | None = None,
+    timeout: float | None = 30,
+    on_this_loop: bool = False,
+) -> Engine:
     """Make an engine that connects as ``engine`` does, with a pool of its own of ``size`` connections.
 
-    Any thread may use it, also where ``engine`` is an ``AsyncEngine``: its driver then works on an event loop beside them.
+    Any thread may use it, also where ``engine`` is an ``AsyncEngine``: its driver then works on an event loop beside them;
+    or, with ``on_this_loop``, only greenlets of one event loop may.
     With ``pooler="transaction"`` no prepared statement gets a name, for a pooler would give it to another client's server.
+    Who asks for one connection more waits up to ``timeout`` seconds for it; ``None``: for ever.
 
     Its transactions are READ COMMITTED, whatever the database's default; its errors hide parameters, and what the server
     quotes from rows (``error.orig.diag.message_detail`` still has it, for a handler that wants it); TCP keepalives are
@@ -56,12 +65,12 @@ def own_engine(engine: Engine | AsyncEngine, *, size: int, pooler: Pooler | None
     app = plain(engine)
     _check(app, pooler)
     parent = app.pool
-    pool_class, creator = _way_of_connecting(app)
+    pool_class, creator = _way_of_connecting(app, on_this_loop=on_this_loop)
     pool = pool_class(
         creator,
         pool_size=size,
         max_overflow=0,
-        timeout=30,
+        timeout=timeout,  # type: ignore[arg-type]  # the queue below takes None for "no limit"
         use_lifo=True,
         _dispatch=parent.dispatch,
         dialect=app.dialect,
@@ -105,9 +114,11 @@ def plain(engine: Engine | AsyncEngine) -> Engine:
     return getattr(given, "sync_engine", given)  # type: ignore[no-any-return]
 
 
-def _way_of_connecting(engine: Engine) -> tuple[type[QueuePool], Callable[..., Any]]:
+def _way_of_connecting(engine: Engine, *, on_this_loop: bool) -> tuple[type[QueuePool], Callable[..., Any]]:
     if not engine.dialect.is_async:
         return QueuePool, _creator(engine.pool)
+    if on_this_loop:
+        return AsyncAdaptedQueuePool, _creator(engine.pool)
     from .bridge import BridgedCreator, BridgedPool  # noqa: PLC0415 (it needs greenlet, as an AsyncEngine does)
 
     return BridgedPool, BridgedCreator(engine.pool)

@@ -14,10 +14,12 @@ from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import PendingRollbackError
+from sqlalchemy.orm import Session
 
 from . import clock, events, outcomes
 from .conclusion import Conclusion
@@ -25,10 +27,10 @@ from .dialects import Trouble, sqlstate, trouble
 from .errors import ControlFlow, Interrupted, TransactionEscaped
 from .lifecycle import Lifecycle
 from .outcomes import Outcome, Ruling
-from .registry import OnFailed, Registry
+from .registry import OnFailed, Registration, Registry
 from .retry import RetryStrategy
-from .runs import Report, Run, Settled, prepare
-from .sessions import SessionSource, in_scope, open_session
+from .runs import Report, Run, Settled, Stopping, prepare
+from .sessions import Hold, SessionSource, in_scope, open_session
 from .transactions import SETTLE_LIMITS, Transactions
 
 MOST_CONFLICTS = 5
@@ -53,7 +55,7 @@ class Execution:
     around: Around | None
 
     @property
-    def stopping(self) -> threading.Event:
+    def stopping(self) -> Stopping:
         return self.transactions.stopping
 
     def perform(self, run: Run) -> Report | None:
@@ -75,16 +77,19 @@ class Execution:
                 return error
             self.conclusion.tell(run, events.ConflictRetried, error=error)
             run.hold.reset()
-            self.stopping.wait(random.uniform(0.01, 0.2))
+            self._pause(random.uniform(0.01, 0.2))
         return self._call(run)
+
+    def _pause(self, seconds: float) -> None:
+        self.stopping.wait(seconds)
 
     def _call(self, run: Run) -> BaseException | None:
         """Call the handler within what belongs around it; give the error with which that ended."""
         try:
             prepare(run, self.transactions.lifecycle)
-            session = open_session(self.session, self.app_engine, run.hold)
+            session, given = self._open(run)
             try:
-                self._call_within(session, run)
+                self._call_within(given, run)
             finally:
                 run.hold.seal()
                 with suppress(Exception):
@@ -93,16 +98,24 @@ class Execution:
             return error
         return None
 
+    def _open(self, run: Run) -> tuple[Session, Any]:
+        """Make the handler's session; give it as the one to flush and commit, and as the one to hand over."""
+        session = open_session(self.session, self.app_engine, run.hold)
+        return session, session
+
     def _call_within(self, session: Any, run: Run) -> None:
         registration = self.registry.registration(run.claim.job_type)
         if registration is None:
             raise LookupError(f"no handler takes the job type {run.claim.job_type!r}")
+        self._invoke(registration, session, run)
+
+    def _invoke(self, registration: Registration, session: Any, run: Run) -> None:
         failure: BaseException | None = None
         with self.around(run.job) if self.around else nullcontext():
             try:
                 with in_scope(self.session, session):
                     _refuse_coroutine(registration.handler(session, run.job))
-                    _flush(session, run)
+                    flush(session, run)
             except BaseException as error:
                 failure = error
                 raise
@@ -142,7 +155,8 @@ class Execution:
         return outcomes.rule(error, run.job, retry)
 
     def _is_interruption(self, run: Run, error: BaseException) -> bool:
-        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+        if self._is_ctrl_c(error):
+            assert isinstance(error, KeyboardInterrupt)
             run.keyboard_interrupt = error
             return True
         if not self.stopping.is_set() or isinstance(error, ControlFlow):
@@ -152,6 +166,9 @@ class Execution:
         if run.noticed:
             self.conclusion.tell(run, events.HandleJobExceptionWithInterrupt, error=error)
         return run.noticed
+
+    def _is_ctrl_c(self, error: BaseException) -> bool:
+        return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
 
     # settle -----------------------------------------------------------------------------------------------------------
 
@@ -244,20 +261,23 @@ def build_execution(
     session: SessionSource,
     around: Around | None,
     now: clock.Clock,
+    hold: type[Hold] = Hold,
+    kind: type[Execution] = Execution,
+    conclusion: type[Conclusion] = Conclusion,
 ) -> Execution:
     """Put together what one worker needs; ``engine`` is its own, ``app_engine`` the one that sessions would use."""
-    return Execution(
+    return kind(
         registry,
         app_engine,
-        Transactions(registry, lifecycle, engine, queue, worker_id, lease, crash_ceiling),
-        Conclusion(emit, registry, lifecycle, on_failed, now),
+        Transactions(registry, lifecycle, engine, queue, worker_id, lease, crash_ceiling, partial(hold, engine, lifecycle)),
+        conclusion(emit, registry, lifecycle, on_failed, now),
         retry,
         session,
         around,
     )
 
 
-def _flush(session: Any, run: Run) -> None:
+def flush(session: Any, run: Run) -> None:
     """Write what the handler left in its session, while the app's context is there that finds it a connection."""
     if session.in_transaction():
         session.flush()

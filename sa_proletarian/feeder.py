@@ -28,7 +28,7 @@ from .setbacks import OnPollingError as OnPollingError
 from .setbacks import Setbacks
 from .solitude import Solitude
 from .transactions import SYSTEMIC
-from .tray import Tray
+from .tray import Intake
 
 UNKNOWN_TYPES_INTERVAL = 60.0
 CANCEL_GRACE = 1.0
@@ -41,7 +41,7 @@ class Feeder:
     def __init__(
         self,
         execution: Execution,
-        tray: Tray,
+        tray: Intake,
         *,
         slots: int,
         polling_interval: timedelta,
@@ -248,7 +248,7 @@ class Feeder:
         if self._cancelled_at is None:
             self._cancelled_at = now
             for run in self._outstanding:
-                run.noticed = True
+                run.cancel()
             self._transactions.cancel_statements(connection, [*self._outstanding])
         elif now >= self._cancelled_at + CANCEL_GRACE:
             stuck = [*self._outstanding]

@@ -6,8 +6,8 @@ It owns ``process_next``: the same claim → run → settle as a worker's, witho
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 from sqlalchemy import Connection
 
@@ -15,9 +15,14 @@ from .execution import Execution
 from .outcomes import Outcome
 from .runs import Report, Run
 
+Renewing = Callable[[Execution, Run], AbstractContextManager[None]]
 
-def process_next(execution: Execution) -> Outcome | None:
-    """Run the next due job; give what it came to, or ``None`` when nothing was due."""
+
+def process_next(execution: Execution, renewing: Renewing | None = None) -> Outcome | None:
+    """Run the next due job; give what it came to, or ``None`` when nothing was due.
+
+    :param renewing: a context in which the lease is kept; default: by a thread.
+    """
     with execution.transactions.engine.connect() as connection:
         claimed = execution.transactions.claim(connection, limit=1, idle=True)
         if claimed.condemned:
@@ -25,7 +30,7 @@ def process_next(execution: Execution) -> Outcome | None:
         if not claimed.runs:
             return None
         run = claimed.runs[0]
-        with _renewing(execution, run):
+        with (renewing or _renewing)(execution, run):
             report = execution.perform(run)
             outcome = _settle(execution, connection, report) if report is not None else run.outcome
     if run.keyboard_interrupt is not None:

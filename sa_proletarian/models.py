@@ -42,6 +42,7 @@ class RunningJob(Protocol):
 
     def interrupted(self) -> bool: ...
     def sleep(self, span: timedelta) -> None: ...
+    async def sleep_async(self, span: timedelta) -> None: ...
 
 
 def _two_constructors(model: type[Any]) -> TypeError:
@@ -163,6 +164,14 @@ class JobMixin(_QueueTable):
         if self._running is None:
             raise RuntimeError("only a job that a worker runs can sleep")
         self._running.sleep(span)
+
+    async def sleep_async(self, span: timedelta) -> None:
+        """Do what :meth:`sleep` does, in an ``async def`` handler."""
+        if not isinstance(span, timedelta):
+            raise TypeError(f"sleep_async takes a timedelta, got {span!r}")
+        if self._running is None:
+            raise RuntimeError("only a job that a worker runs can sleep")
+        await self._running.sleep_async(span)
 
     _running: ClassVar[RunningJob | None] = None
 

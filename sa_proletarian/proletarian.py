@@ -186,30 +186,59 @@ class Proletarian(Registry, Generic[J, A]):
         ``Outcome.RETRIED``, or ``None`` when nothing was due. What the handler raises is not raised here; it is in the
         outcome, the events and the row.
         """
-        checked_name("queue", queue)
         self.refuse_coroutines()
-        configure_mappers()
         own = own_engine(engine, size=3)
         execution = build_execution(
-            self,
-            Lifecycle(self.job_model, self.archived_model),
-            engine=own,
-            app_engine=plain(engine),
-            emit=events.Emitter(listener, worker_id=worker_id, queue=queue),
-            queue=queue,
-            worker_id=worker_id,
-            lease=_INLINE_LEASE,
-            crash_ceiling=_INLINE_CEILING,
+            **self._for_one(own, engine, queue=queue, listener=listener, worker_id=worker_id),
             retry=retry,
             on_failed=on_failed,
             session=checked_maker(session, plain(engine)),
             around=around,
-            now=self.clock,
         )
         try:
             return process_next(execution)
         finally:
             own.dispose()
+
+    async def process_next_async(
+        self,
+        engine: AsyncEngine,
+        *,
+        queue: str = DEFAULT_QUEUE,
+        retry: RetryStrategy | None = None,
+        on_failed: OnFailed | None = None,
+        session: Any = None,
+        around: Callable[[Any], Any] | None = None,
+        listener: events.Listener = events.log_event,
+        worker_id: str = "process_next",
+    ) -> Outcome | None:
+        """Do what :meth:`process_next` does, on the running event loop: the handler may be ``async def``.
+
+        The arguments mean what they mean for :class:`AsyncWorker`. A handler that is a plain function is called here as
+        well, and blocks the loop where it waits for anything but its session.
+        """
+        from .async_inline import process_one  # noqa: PLC0415 (it needs greenlet)
+
+        own = own_engine(engine, size=3, on_this_loop=True)
+        settings = self._for_one(own, engine, queue=queue, listener=listener, worker_id=worker_id)
+        return await process_one(**settings, retry=retry, on_failed=on_failed, session=session, around=around)
+
+    def _for_one(
+        self, own: Engine, engine: Engine | AsyncEngine, *, queue: str, listener: events.Listener, worker_id: str
+    ) -> dict[str, Any]:
+        configure_mappers()
+        return {
+            "registry": self,
+            "lifecycle": Lifecycle(self.job_model, self.archived_model),
+            "engine": own,
+            "app_engine": plain(engine),
+            "emit": events.Emitter(listener, worker_id=worker_id, queue=queue),
+            "queue": checked_name("queue", queue),
+            "worker_id": worker_id,
+            "lease": _INLINE_LEASE,
+            "crash_ceiling": _INLINE_CEILING,
+            "now": self.clock,
+        }
 
     def _shared_columns(self, archived: Any) -> dict[str, Any]:
         """Give the values of the app's own columns that both models have."""

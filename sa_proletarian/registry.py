@@ -32,6 +32,7 @@ class Registration:
     handler: Handler
     retry: RetryStrategy | None = None
     on_failed: OnFailed | None = None
+    is_async: bool = False
 
 
 class Registry:
@@ -66,7 +67,7 @@ class Registry:
                 raise TypeError(f"a handler must not be a generator, whose body would not run; got {function!r}")
             if name in self._registrations:
                 raise ValueError(f"job type {name!r} has a handler already")
-            self._registrations[name] = Registration(function, retry, on_failed)
+            self._registrations[name] = Registration(function, retry, on_failed, is_async(function))
             return function
 
         return register
@@ -96,11 +97,11 @@ class Registry:
     def refuse_coroutines(self) -> None:
         """Raise ``TypeError`` if a handler is ``async def``, which threads cannot run."""
         for name, registration in self._registrations.items():
-            if _is_coroutine_function(registration.handler):
+            if registration.is_async:
                 raise TypeError(f"the handler of {name!r} is async; a threaded worker runs plain functions only")
 
 
-def _is_coroutine_function(function: Any) -> bool:
-    # also an object whose class has an async __call__
+def is_async(function: Any) -> bool:
+    """Whether calling ``function`` gives a coroutine; also that of an object whose class has an async ``__call__``."""
     owner: Any = function.__class__
     return any(map(python_inspect.iscoroutinefunction, (function, getattr(owner, "__call__", None))))  # noqa: B004

@@ -5,8 +5,10 @@ It owns values, and the making of the ``job`` that a handler sees. It refuses to
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -19,12 +21,36 @@ from .outcomes import Outcome, Ruling
 from .sessions import Hold
 
 
+class Stopping(threading.Event):
+    """Set when the worker stops; tells also those who cannot wait for a thread's event."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._listening: set[Callable[[], Any]] = set()
+
+    def set(self) -> None:
+        super().set()
+        for callback in [*self._listening]:
+            callback()
+
+    @contextmanager
+    def telling(self, callback: Callable[[], Any]) -> Generator[None, None, None]:
+        """Call ``callback`` when the worker stops, at once if it does already, for as long as the context lasts."""
+        self._listening.add(callback)
+        try:
+            if self.is_set():
+                callback()
+            yield
+        finally:
+            self._listening.discard(callback)
+
+
 class Run:
     """A claimed job on its way through this process."""
 
     __slots__ = ("claim", "hold", "job", "keyboard_interrupt", "noticed", "outcome", "started_at", "stopping")
 
-    def __init__(self, claim: Claim, hold: Hold, stopping: threading.Event) -> None:
+    def __init__(self, claim: Claim, hold: Hold, stopping: Stopping) -> None:
         self.claim: Claim = claim
         self.hold: Hold = hold
         self.job: Any = None
@@ -32,16 +58,31 @@ class Run:
         self.keyboard_interrupt: KeyboardInterrupt | None = None
         self.started_at: float | None = None
         self.noticed: bool = False
-        self.stopping: threading.Event = stopping
+        self.stopping: Stopping = stopping
 
     def interrupted(self) -> bool:
         """Whether the worker is stopping; a handler that has seen this is interrupted rather than failed by an error."""
         self.noticed = self.noticed or self.stopping.is_set()
         return self.noticed
 
+    def cancel(self) -> None:
+        """Take the handler's time as over, and cancel it where that is possible; from any thread."""
+        self.noticed = True
+        self.hold.cancel_call()
+
     def sleep(self, span: timedelta) -> None:
         """Sleep, or raise ``Interrupted`` as soon as the worker stops."""
+        if self.hold.in_coroutine:
+            raise RuntimeError("job.sleep would block the event loop: await job.sleep_async(…)")
         if self.stopping.wait(max(0.0, span.total_seconds())):
+            self.noticed = True
+            raise Interrupted("the worker is stopping")
+
+    async def sleep_async(self, span: timedelta) -> None:
+        """Do the same on an event loop."""
+        loop, woken = asyncio.get_running_loop(), asyncio.Event()
+        with self.stopping.telling(lambda: loop.call_soon_threadsafe(woken.set)), suppress(TimeoutError):
+            await asyncio.wait_for(woken.wait(), max(0.0, span.total_seconds()))
             self.noticed = True
             raise Interrupted("the worker is stopping")
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 
 from sqlalchemy import Connection, Engine, NestedTransaction
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
@@ -48,10 +48,13 @@ class Hold:
         self._options: Any = None
         self._over = False
         # a handler may hand its session to a thread pool: two first uses at once must not open two connections
-        self._opening = threading.Lock()
+        self._opening = self._make_lock()
         self.held: Held | None = None
         self.lost: bool = False
         self.unavailable: BaseException | None = None
+
+    def _make_lock(self) -> AbstractContextManager[bool]:
+        return threading.Lock()
 
     @property
     def opened(self) -> bool:
@@ -72,6 +75,14 @@ class Hold:
             if self._connection is None:
                 self._connection = self._open()
             return self._connection
+
+    @property
+    def in_coroutine(self) -> bool:
+        """Whether an ``async def`` handler runs, which must not wait as a function in a thread may."""
+        return False
+
+    def cancel_call(self) -> None:
+        """Cancel the handler, where one can be cancelled from outside: a function in a thread cannot."""
 
     def seal(self) -> None:
         """Give no connection to the session any more; a thread that outlives its handler must not join the settling."""
@@ -140,25 +151,34 @@ class Hold:
 
 def open_session(source: SessionSource, engine: Engine, hold: Hold) -> Session:
     """Make the handler's session: of the app's class and options, on the held connection where it would use ``engine``."""
-    maker: sessionmaker[Any] | None = _maker(source)
+    maker: sessionmaker[Any] | None = maker_of(source)
     session_class: Any = maker.class_ if maker is not None else Session
     options: dict[str, Any] = maker.kw if maker is not None else {}
     if options.get("bind") is None:
         options = {**options, "bind": engine}
-    options = {**options, "join_transaction_mode": "create_savepoint", "twophase": False}
-    session: Any = _held_class(session_class)(**options)
+    session: Session = held_class(session_class)(**held_options(options))
+    hold_in(session, engine, hold)
+    return session
+
+
+def held_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Give the app's session options with those that let a handler commit and roll back as it likes."""
+    return {**options, "join_transaction_mode": "create_savepoint", "twophase": False}
+
+
+def hold_in(session: Any, engine: Engine, hold: Hold) -> None:
+    """Let a session of a :func:`held_class` use ``hold`` where it would use ``engine``."""
     session.proletarian_hold = hold
     session.proletarian_engine = engine
-    return session  # type: ignore[no-any-return]
 
 
 @contextmanager
-def in_scope(source: SessionSource, session: Session) -> Generator[None, None, None]:
+def in_scope(source: Any, session: Any) -> Generator[None, None, None]:
     """Let the app's ``scoped_session``, if it gave one, be ``session`` in the scope in which this is entered.
 
     The scope gets back what it had before, so that whoever ends it does not close a session that is ours to settle.
     """
-    if not isinstance(source, scoped_session):
+    if not hasattr(source, "session_factory"):
         yield
         return
     registry: Any = source.registry
@@ -170,27 +190,32 @@ def in_scope(source: SessionSource, session: Session) -> Generator[None, None, N
         registry.clear() if before is None else registry.set(before)
 
 
-def checked_maker(source: Any, engine: Engine) -> SessionSource:
+def checked_maker(source: Any, engine: Engine, kind: type[Any] = sessionmaker) -> Any:
     """Give ``source`` if it is a ``sessionmaker``, the ``scoped_session`` of one, or ``None``.
+
+    :param kind: ``sessionmaker`` or ``async_sessionmaker``.
 
     ``TypeError`` for anything else; ``ConfigurationError`` when it is bound to another engine than the worker's,
     because what handlers write would then not commit together with their jobs.
     """
-    factory: Any = _maker(source)
+    factory: Any = maker_of(source)
     if factory is None:
         return None
-    if not isinstance(factory, sessionmaker):
-        raise TypeError(f"session must be a sessionmaker, got a {type(factory).__name__}")
+    if not isinstance(factory, kind):
+        article = "an" if kind.__name__.startswith("a") else "a"
+        raise TypeError(f"session must be {article} {kind.__name__}, got a {type(factory).__name__}")
     bind: Any = factory.kw.get("bind")
+    bind = getattr(bind, "sync_engine", bind)
     if bind is not None and not same_database(bind, engine):
         raise ConfigurationError("session is bound to another engine than the worker's: give both the same engine")
     if isinstance(bind, Engine):
         _refuse_other_options(bind, engine)
-    return source  # type: ignore[no-any-return]
+    return source
 
 
-def _maker(source: Any) -> Any:
-    return cast("Any", source).session_factory if isinstance(source, scoped_session) else source
+def maker_of(source: Any) -> Any:
+    """Give the ``sessionmaker`` itself, of whichever kind."""
+    return getattr(source, "session_factory", source)
 
 
 def _refuse_other_options(bind: Engine, engine: Engine) -> None:
@@ -202,7 +227,7 @@ def _refuse_other_options(bind: Engine, engine: Engine) -> None:
 
 
 @functools.cache
-def _held_class(session_class: Any) -> Callable[..., Any]:
+def held_class(session_class: Any) -> Callable[..., Any]:
     """Subclass the app's session class, once: a class for each job would cost more than the job."""
 
     def get_bind(self: Any, *args: Any, **kwargs: Any) -> Engine | Connection:

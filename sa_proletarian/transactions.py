@@ -7,8 +7,7 @@ transaction is the handler's own, in ``execution``.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -21,7 +20,7 @@ from .lifecycle import Claim, Lifecycle
 from .outcomes import Outcome
 from .polling import choose
 from .registry import Registry
-from .runs import Claimed, Report, Run, Settled
+from .runs import Claimed, Report, Run, Settled, Stopping
 from .sessions import Hold
 
 SETTLE_LOCK_TIMEOUT = "1s"
@@ -45,7 +44,8 @@ class Transactions:
     worker_id: str
     lease: timedelta
     crash_ceiling: int
-    stopping: threading.Event = field(default_factory=threading.Event)
+    make_hold: Callable[[Claim], Hold]
+    stopping: Stopping = field(default_factory=Stopping)
 
     def claim(self, connection: Connection, *, limit: int, idle: bool, skip_last_chance: bool = False) -> Claimed:
         """Claim up to ``limit`` due jobs, durable in one short transaction.
@@ -160,7 +160,7 @@ class Transactions:
 
     def _start(self, claim: Claim, now: float) -> Run:
         claim.claimed_at = claim.renewed_at = now
-        return Run(claim, Hold(self.engine, self.lifecycle, claim), self.stopping)
+        return Run(claim, self.make_hold(claim), self.stopping)
 
 
 def _settled(report: Report, moved: bool, stands: bool, was_tried: bool) -> Settled:

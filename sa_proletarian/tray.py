@@ -8,8 +8,16 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable
+from typing import Protocol
 
 from .runs import Run, Settled
+
+
+class Intake(Protocol):
+    """Where the feeder puts work, and takes back what has not been begun."""
+
+    def put(self, items: Iterable[Run | Settled]) -> None: ...
+    def take_back(self, claimed_before: float) -> list[Run]: ...
 
 
 class Tray:

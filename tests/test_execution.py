@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import uuid
@@ -12,6 +13,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import Text, TypeDecorator, create_engine, event, text
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
 
 from sa_proletarian import (
@@ -40,17 +42,59 @@ def enqueue(jobs, tables):
     return enqueue
 
 
+class Run:
+    """Registers a function as the handler of ``work``, enqueues one job, runs it, and gives the outcome."""
+
+    def __init__(self, jobs, engine, recorder, form):
+        self.jobs, self.engine, self.recorder, self.form = jobs, engine, recorder, form
+
+    def __call__(self, handler, *, retry=None, on_failed=None, **options):
+        handler = handler if self.form == "threads" else awaited(handler)
+        self.jobs.handler("work", retry=retry, on_failed=on_failed)(handler)
+        with Session(self.engine) as session, session.begin():
+            self.jobs.enqueue(session, "work", {"n": 1})
+        return self.next(listener=self.recorder, **options)
+
+    def next(self, **options):
+        if self.form == "threads":
+            return self.jobs.process_next(self.engine, **options)
+        return asyncio.run(process_next_async(self.jobs, self.engine, **options))
+
+
+@pytest.fixture(params=["threads", "asyncio"])
+def run(request, jobs, tables, recorder):
+    """Run one function as a handler, in each form."""
+    return Run(jobs, tables, recorder, request.param)
+
+
 @pytest.fixture
-def run(jobs, tables, recorder):
-    """Register a function as the handler of ``work``, enqueue one job, run it; give the outcome."""
+def run_in_thread(jobs, tables, recorder):
+    """Run one function as a handler, for what only threads and their drivers' own connections can do."""
+    return Run(jobs, tables, recorder, "threads")
 
-    def run(handler, *, retry=None, on_failed=None, **options):
-        jobs.handler("work", retry=retry, on_failed=on_failed)(handler)
-        with Session(tables) as session, session.begin():
-            jobs.enqueue(session, "work", {"n": 1})
-        return jobs.process_next(tables, listener=recorder, **options)
 
-    return run
+def awaited(handler):
+    """Make of a function of a session one that is ``async def``; what it does to its session stays what it was."""
+
+    async def async_handler(session, job):
+        return await session.run_sync(handler, job)
+
+    return async_handler
+
+
+async def process_next_async(jobs, engine, **options):
+    app = create_async_engine(engine.url)
+    if "session" in options:
+        options["session"] = in_async(options["session"], app)
+    try:
+        return await jobs.process_next_async(app, **options)
+    finally:
+        await app.dispose()
+
+
+def in_async(maker, app):
+    kw = {**maker.kw, "bind": app if maker.kw.get("bind") is not None else None}
+    return async_sessionmaker(sync_session_class=maker.class_, **kw)
 
 
 def write(session, what="written"):
@@ -182,25 +226,25 @@ def test_a_broken_deferred_constraint_is_a_failure(run, rows):
     assert "child_parent_fkey" in error
 
 
-def test_a_raw_commit_is_reported(run, rows, recorder):
+def test_a_raw_commit_is_reported(run_in_thread, rows, recorder):
     def handler(session, job):
         write(session)
         session.connection().connection.driver_connection.commit()
 
-    assert run(handler) is Outcome.GAVE_UP
+    assert run_in_thread(handler) is Outcome.GAVE_UP
     assert archive(rows) == [("failure", 1)]
     [(error,)] = rows("SELECT error FROM proletarian_archived_job")
     assert error.startswith("TransactionEscaped")
 
 
-def test_a_raw_commit_after_the_sessions_own_is_reported(run, rows, recorder):
+def test_a_raw_commit_after_the_sessions_own_is_reported(run_in_thread, rows, recorder):
     def handler(session, job):
         write(session)
         raw = session.connection().connection.driver_connection
         session.commit()
         raw.commit()
 
-    assert run(handler) is Outcome.RETURNED
+    assert run_in_thread(handler) is Outcome.RETURNED
     assert recorder.named("transaction_escaped")
     assert (archive(rows), effects(rows)) == ([("success", 1)], ["written"])
 
@@ -215,14 +259,14 @@ def test_a_commit_on_the_sessions_connection_is_reported(run, rows, recorder):
     assert len(archive(rows)) == 1 and queue(rows) == []
 
 
-def test_a_session_that_leaks_out_of_its_job_raises(run, rows):
+def test_a_session_that_leaks_out_of_its_job_raises(run_in_thread, rows):
     leaked = []
-    run(lambda session, job: leaked.append(session))
+    run_in_thread(lambda session, job: leaked.append(session))
     with pytest.raises(Exception, match="after the job was over"):
         leaked[0].execute(text("SELECT 1"))
 
 
-def test_two_first_uses_at_once_open_one_connection(run, tables, rows):
+def test_two_first_uses_at_once_open_one_connection(run_in_thread, tables, rows):
     pids = set()
 
     def handler(session, job):
@@ -238,7 +282,7 @@ def test_two_first_uses_at_once_open_one_connection(run, tables, rows):
         for thread in threads:
             thread.join()
 
-    assert run(handler) is Outcome.RETURNED
+    assert run_in_thread(handler) is Outcome.RETURNED
     assert len(pids) == 1
 
 
@@ -467,9 +511,9 @@ def test_a_retried_job_runs_again_after_its_delay_and_says_why(run, rows, record
     assert error.startswith("ValueError: attempt 1") and 3590 < wait < 3601
     [event] = recorder.named("retrying")
     assert event.retries_left == 1
-    assert jobs.process_next(tables) is None
+    assert run.next() is None
     rows("UPDATE proletarian_job SET process_at = now()")
-    assert jobs.process_next(tables, listener=recorder) is Outcome.GAVE_UP
+    assert run.next(listener=recorder) is Outcome.GAVE_UP
     assert archive(rows) == [("failure", 2)]
 
 
@@ -527,11 +571,11 @@ def test_whatever_a_handler_raises_is_a_failure(run, rows, error):
     assert archive(rows) == [("failure", 1)]
 
 
-def test_a_handler_that_returns_a_coroutine_has_done_nothing(run, rows):
+def test_a_handler_that_returns_a_coroutine_has_done_nothing(run_in_thread, rows):
     async def work():
         pass
 
-    assert run(lambda session, job: work()) is Outcome.GAVE_UP
+    assert run_in_thread(lambda session, job: work()) is Outcome.GAVE_UP
     assert "coroutine" in rows("SELECT error FROM proletarian_archived_job")[0][0]
 
 
@@ -630,7 +674,7 @@ def test_around_is_left_after_the_flush_of_what_the_handler_has_left_in_its_sess
     assert around_left == [["flushed"]]
 
 
-def test_a_scoped_session_is_the_handlers_session_in_the_scope_that_around_enters(run, rows, tables):
+def test_a_scoped_session_is_the_handlers_session_in_the_scope_that_around_enters(run_in_thread, rows, tables):
     scope = ContextVar("scope", default="outside")
     db = scoped_session(sessionmaker(tables), scope.get)
     before = db()
@@ -646,17 +690,17 @@ def test_a_scoped_session_is_the_handlers_session_in_the_scope_that_around_enter
         assert db() is session
         db.add(Job("later", process_in=timedelta(hours=1)))
 
-    assert run(handler, session=db, around=around) is Outcome.RETURNED
+    assert run_in_thread(handler, session=db, around=around) is Outcome.RETURNED
     assert rows("SELECT job_type FROM proletarian_job") == [("later",)]
     assert db() is before
     db.remove()
 
 
 @pytest.mark.parametrize("used_before", [True, False])
-def test_after_the_job_a_scoped_session_is_what_it_was(run, tables, used_before):
+def test_after_the_job_a_scoped_session_is_what_it_was(run_in_thread, tables, used_before):
     db = scoped_session(sessionmaker(tables))
     before = db() if used_before else None
-    assert run(lambda session, job: db().get_one(Job, job.job_id), session=db) is Outcome.RETURNED
+    assert run_in_thread(lambda session, job: db().get_one(Job, job.job_id), session=db) is Outcome.RETURNED
     assert (db() if db.registry.has() else None) is before
     db.remove()
 
@@ -771,7 +815,7 @@ def test_a_foreign_key_that_forbids_the_deletion_parks_the_job(run, rows, uses_s
     assert run(handler) is Outcome.PARKED
     assert "note_job_id_fkey" in rows("SELECT last_error FROM proletarian_job")[0][0]
     rows("UPDATE proletarian_job SET process_at = now()")
-    assert jobs.process_next(tables, listener=recorder) is Outcome.PARKED
+    assert run.next(listener=recorder) is Outcome.PARKED
     assert [event.delay for event in recorder.named("job_parked")] == [timedelta(minutes=1), timedelta(minutes=2)]
     rows("DELETE FROM note")
     rows("UPDATE proletarian_job SET process_at = now(); DROP TABLE note")
@@ -818,7 +862,7 @@ def test_a_server_process_that_is_killed_under_a_job_is_a_crash_and_no_attempt(r
     assert run(handler) is Outcome.CONNECTION_DIED
     assert (queue(rows), archive(rows), effects(rows)) == ([(0, 1, None)], [], [])
     rows("UPDATE proletarian_job SET process_at = now()")
-    assert jobs.process_next(tables, listener=recorder) is Outcome.RETURNED
+    assert run.next(listener=recorder) is Outcome.RETURNED
     assert (calls, archive(rows), effects(rows)) == ([1, 1], [("success", 1)], ["written"])
 
 
@@ -924,7 +968,7 @@ def test_a_locked_archive_is_no_failure_of_the_handler(run, rows, tables, jobs, 
     assert (queue(rows), effects(rows)) == ([(0, 0, None)], [])
     connection.close()
     rows("UPDATE proletarian_job SET process_at = now()")
-    assert jobs.process_next(tables) is Outcome.RETURNED
+    assert run.next() is Outcome.RETURNED
     assert (archive(rows), effects(rows)) == ([("success", 1)], ["written"])
 
 
@@ -977,7 +1021,7 @@ def test_execution_options_of_the_handler_do_not_reach_the_settling(run, rows):
     assert archive(rows) == [("success", 1)]
 
 
-def test_a_thread_that_outlives_its_handler_cannot_join_the_settling(run, rows):
+def test_a_thread_that_outlives_its_handler_cannot_join_the_settling(run_in_thread, rows):
     refused = threading.Event()
     threads = []
 
@@ -998,7 +1042,7 @@ def test_a_thread_that_outlives_its_handler_cannot_join_the_settling(run, rows):
         threads[0].start()
         raise ValueError
 
-    assert run(handler) is Outcome.GAVE_UP
+    assert run_in_thread(handler) is Outcome.GAVE_UP
     threads[0].join(20)
     assert refused.is_set()
     assert effects(rows) == []

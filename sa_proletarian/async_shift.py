@@ -1,0 +1,161 @@
+"""One run of an async worker, from its start to its end.
+
+It owns the feeder's thread and the order in which things end. The feeder lives outside of the app's event loop, in a
+thread with a loop of its own, so that a handler that blocks the loop does not let the leases of its neighbours run out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Engine
+from sqlalchemy.util.concurrency import greenlet_spawn
+
+from . import clock, events
+from .async_execution import AsyncExecution
+from .async_lane import AsyncLane
+from .execution import Execution
+from .feeder import Feeder, OnPollingError
+from .lanes import Lanes
+from .runs import Report, Run, Settled
+from .shift import HOPELESS, LAST_CALLS
+from .thread_lane import ThreadLane
+
+
+class AsyncShift:
+    """One run of an async worker; made on the loop on which handlers run."""
+
+    def __init__(
+        self,
+        execution: AsyncExecution,
+        in_threads: Execution,
+        engines: Iterable[Engine],
+        *,
+        concurrency: int,
+        polling_interval: timedelta,
+        on_polling_error: OnPollingError | None,
+        on_shutdown: Callable[[], Any] | None,
+    ) -> None:
+        self._execution = execution
+        self._engines = engines  # the handlers'
+        self._emit = execution.conclusion.emit
+        self._on_shutdown = on_shutdown
+        self._loop = asyncio.get_running_loop()
+        self._tasks = AsyncLane(execution, self._ended, concurrency=concurrency)
+        self._threads = ThreadLane(in_threads, self._ended, most=concurrency)
+        self._feeder = Feeder(
+            execution,
+            Lanes(self._tasks, self._threads),
+            slots=concurrency,
+            polling_interval=polling_interval,
+            on_polling_error=on_polling_error,
+        )
+        self._deadline = float("inf")
+        self._fed = asyncio.Event()
+        name = f"{execution.transactions.worker_id}-feeder"
+        self._thread = threading.Thread(target=self._feed, name=name, daemon=True)
+        self._end: asyncio.Task[bool] | None = None
+
+    @property
+    def stopping(self) -> bool:
+        return self._execution.stopping.is_set()
+
+    @property
+    def done(self) -> bool:
+        return self._end is not None and self._end.done()
+
+    def start(self) -> None:
+        self._thread.start()
+        self._end = self._loop.create_task(self._until_the_end())
+
+    def begin_stop(self, timeout: timedelta) -> None:
+        self._deadline = min(self._deadline, clock.monotonic() + timeout.total_seconds())
+        if not self.stopping:
+            self._emit(events.ShuttingDown)
+        self._feeder.stop(self._deadline)
+
+    def runs_this_task(self) -> bool:
+        """Whether the current task is, or was begun by, a handler of this shift."""
+        return self._tasks.runs_this_task()
+
+    async def wait(self) -> bool:
+        """Wait for the end, which a begun stop brings; give whether everything was settled in time."""
+        assert self._end is not None
+        return await asyncio.shield(self._end)
+
+    def call_back(self, settled: Settled) -> None:
+        """Call ``on_failed`` on the loop."""
+        self._tasks.put([settled])
+
+    def _ended(self, run: Run, report: Report | None) -> None:
+        self._feeder.ended(run, report)
+
+    def _feed(self) -> None:
+        try:
+            asyncio.run(greenlet_spawn(self._feed_in_greenlet))
+        finally:
+            self._threads.close()
+            with suppress(RuntimeError):  # the loop of a forgotten worker may be closed by now
+                self._loop.call_soon_threadsafe(self._fed.set)
+
+    def _feed_in_greenlet(self) -> None:
+        try:
+            self._feeder.run()
+        finally:
+            self._execution.transactions.engine.dispose()
+
+    async def _until_the_end(self) -> bool:
+        await self._feeder_ended()
+        unfinished = [run.claim.job_id for run in self._feeder.unfinished]
+        if self._thread_hangs():
+            unfinished = [run.claim.job_id for run in self._feeder.outstanding]
+        # no job is left; what a task or thread may still be at is an on_failed call
+        timeout = 0.0 if unfinished else max(self._deadline - clock.monotonic(), LAST_CALLS)
+        ended = await self._tasks.finish(min(timeout, threading.TIMEOUT_MAX))
+        ended = await asyncio.to_thread(self._threads.finish, timeout) and ended
+        with suppress(Exception):
+            await greenlet_spawn(self._dispose)
+        if unfinished or not ended or self._thread_hangs():
+            self._emit_unfinished(unfinished)
+            return False
+        return await self._call_on_shutdown()
+
+    async def _feeder_ended(self) -> None:
+        """Wait for the feeder; one that hangs in the network beyond all timeouts is left behind."""
+        while not self._fed.is_set() and not self._is_hopeless():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._fed.wait(), 1.0 if self.stopping else 60.0)
+
+    def _is_hopeless(self) -> bool:
+        return clock.monotonic() > self._deadline + HOPELESS
+
+    def _thread_hangs(self) -> bool:
+        return not self._fed.is_set()
+
+    def _dispose(self) -> None:
+        for engine in self._engines:
+            engine.dispose()
+
+    def _emit_unfinished(self, job_ids: Iterable[Any]) -> None:
+        self._emit(events.QueueWorkerShutdownError, error=None, job_ids=tuple(job_ids))
+
+    async def _call_on_shutdown(self) -> bool:
+        self._emit(events.CompletedShutdown)
+        try:
+            answer = self._on_shutdown() if self._on_shutdown is not None else None
+            if inspect.isawaitable(answer):
+                await _awaited(answer)
+        except (Exception, SystemExit) as error:
+            self._emit(events.QueueWorkerShutdownError, error=error)
+            return False
+        return True
+
+
+async def _awaited(answer: Awaitable[Any]) -> None:
+    await answer
