@@ -101,7 +101,7 @@ class BridgedCreator:
     """Makes connections as ``parent`` does, for use in any thread."""
 
     def __init__(self, parent: Any) -> None:
-        self.loop = EventLoop()
+        self.loop: EventLoop = EventLoop()
         self._parent = parent
 
     def __call__(self, connection_record: Any) -> BridgedConnection:

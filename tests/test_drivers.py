@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from datetime import timedelta
 
@@ -391,17 +392,18 @@ def test_a_stopped_worker_leaves_no_thread_and_no_connection(async_app, jobs, en
     assert [getattr(raw, "closed", None) or raw.is_closed() for raw in opened] == [True, True]
 
 
-@pytest.mark.parametrize("driver", ASYNC)
-def test_tcp_connections_notice_a_dead_network_in_seconds(driver):
-    import socket
-
+@pytest.mark.slow
+def test_tcp_connections_notice_a_dead_network_in_seconds():
+    found = {}
     with EmbeddedPostgres(tcp=True) as server:
-        own = own_engine(make_engine(server.url(), driver), size=1)
-        with own.connect() as connection:
-            raw = connection.connection.driver_connection
-            number = raw.fileno() if hasattr(raw, "fileno") else raw._transport.get_extra_info("socket").fileno()
-            tcp = socket.socket(fileno=number)
-            found = [tcp.getsockopt(socket.IPPROTO_TCP, option) for option in (socket.TCP_KEEPIDLE, socket.TCP_USER_TIMEOUT)]
-            tcp.detach()
-        own.dispose()
-    assert found == [5, 15_000]
+        for driver in ASYNC:
+            own = own_engine(make_engine(server.url(), driver), size=1)
+            with own.connect() as connection:
+                raw = connection.connection.driver_connection
+                number = raw.fileno() if hasattr(raw, "fileno") else raw._transport.get_extra_info("socket").fileno()
+                tcp = socket.socket(fileno=number)
+                options = (socket.TCP_KEEPIDLE, socket.TCP_USER_TIMEOUT)
+                found[driver] = [tcp.getsockopt(socket.IPPROTO_TCP, option) for option in options]
+                tcp.detach()
+            own.dispose()
+    assert found == dict.fromkeys(ASYNC, [5, 15_000])

@@ -355,6 +355,7 @@ CRASHING = """
 """
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_loses_no_job_and_no_effect(jobs, enqueuer, enqueue, bouncer, start, recorder, rows, clean):
     enqueue("holding")
     enqueue("idle")

@@ -328,7 +328,7 @@ def test_run_waits_for_the_last_worker_and_gives_what_stop_gives(queues, tables,
 
 
 SCRIPT = """
-    import sys
+    import sys, threading
     from sqlalchemy import create_engine
     from sa_proletarian import Proletarian, Worker, Workers
 
@@ -336,14 +336,18 @@ SCRIPT = """
 
     @jobs.handler("hang")
     def hang(session, job):
-        import threading
         threading.Event().wait()
+
+    @jobs.handler("stop_one")
+    def stop_one(session, job):
+        workers[0].stop()
+        print("one has ended", flush=True)
 
     def tell(event):
         print(event.name, event.worker_id, getattr(event, "signal", ""), flush=True)
 
-    group = Workers(*[Worker(jobs, engine, queue=name, worker_id=name, listener=tell) for name in ("one", "two")])
-    sys.exit(0 if group.run() else 3)
+    workers = [Worker(jobs, engine, queue=name, worker_id=name, listener=tell) for name in ("one", "two")]
+    sys.exit(0 if Workers(*workers).run() else 3)
 """
 
 
@@ -377,6 +381,16 @@ def test_one_signal_stops_every_worker(process):
     assert process.wait(10) == 0
 
 
+def test_a_worker_that_has_ended_hears_of_no_signal(process, tables, jobs):
+    enqueue(jobs, tables, "stop_one", queue="two")
+    read_until(process, ["one has ended", "job_finished two"])
+    process.send_signal(signal.SIGTERM)
+    lines = process.stdout.read().splitlines()
+    assert "worker_interrupted two SIGTERM" in lines
+    assert [line for line in lines if " one" in line] == []
+    assert process.wait(10) == 0
+
+
 def test_a_second_signal_releases_at_once_what_still_runs(process, tables, jobs):
     enqueue(jobs, tables, "hang", queue="two")
     read_until(process, ["handling_job two", "polling_for_jobs one"])
@@ -385,7 +399,6 @@ def test_a_second_signal_releases_at_once_what_still_runs(process, tables, jobs)
     process.send_signal(signal.SIGINT)
     lines = process.stdout.read().splitlines()
     assert "interrupted_while_shutting_down two SIGINT" in lines
-    assert not any("one" in line for line in lines), "what has ended hears of no further signal"
     assert process.wait(10) == 3
     assert ask(tables, "SELECT attempts, claim_id FROM proletarian_job") == [(0, None)]
 
