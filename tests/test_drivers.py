@@ -406,4 +406,4 @@ def test_tcp_connections_notice_a_dead_network_in_seconds():
                 found[driver] = [tcp.getsockopt(socket.IPPROTO_TCP, option) for option in options]
                 tcp.detach()
             own.dispose()
-    assert found == dict.fromkeys(ASYNC, [5, 15_000])
+    assert found == {driver: [5, 15_000] for driver in ASYNC}
