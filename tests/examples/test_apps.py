@@ -24,10 +24,11 @@ REFUSED = 409
 
 @dataclass(frozen=True)
 class Style:
-    """How an example's tables are made, and how its worker is started as a process of its own."""
+    """How an example's tables are made, by what revision, and how its worker is started as a process of its own."""
 
     folder: str
     tables: tuple[str, ...] = ("models.py",)
+    revision: str = ""
     worker: str = "jobs.py"
     driver: str = "postgresql+psycopg"
 
@@ -39,7 +40,10 @@ STYLES = {
     "FastAPI async, psycopg": Style("fastapi_async"),
     "FastAPI async, asyncpg": Style("fastapi_async", driver="postgresql+asyncpg"),
     "Flask": Style(
-        "flask_app", (f"{FLASK} db init", f"{FLASK} db migrate -m jobs", f"{FLASK} db upgrade"), worker=f"{FLASK} work"
+        "flask_app",
+        (f"{FLASK} db init", f"{FLASK} db migrate -m jobs", f"{FLASK} db upgrade"),
+        revision="op.proletarian_migrate(0, 2)",
+        worker=f"{FLASK} work",
     ),
     "Litestar": Style(
         "litestar_app",
@@ -48,6 +52,7 @@ STYLES = {
             f"{LITESTAR} make-migrations -m jobs --no-prompt",
             f"{LITESTAR} upgrade --no-prompt",
         ),
+        revision="op.create_table('proletarian_job'",
     ),
 }
 
@@ -77,6 +82,7 @@ def start_in_app(
         script = start(command)
         script.end()
         assert script.exit_code == 0, script.text
+    assert style.revision in "".join(path.read_text() for path in folder.glob("migrations/versions/*.py"))
     return start
 
 

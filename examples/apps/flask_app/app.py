@@ -21,7 +21,7 @@ STOCK = 100
 app = Flask(__name__)
 app.config["SQLALCHEMY_DATABASE_URI"] = os.environ["DATABASE_URL"]
 db.init_app(app)
-Migrate(app, db)
+Migrate(app, db, autogenerate_plugins=["alembic.autogenerate.*", "sa_proletarian.migrations"])  # added: may be left out
 
 
 @app.post("/orders")

@@ -1,0 +1,1 @@
+"""A shop that has been running for a while, without background jobs."""
