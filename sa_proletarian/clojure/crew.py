@@ -125,6 +125,14 @@ class Watch:
         self._stopping.wait()
         if self._ended_by(lambda: self._deadline):
             return
+        try:
+            self._end_by_force()
+        except Exception as error:  # the database is away; it will notice by itself that nobody is there
+            self._emit(events.JobWorkerError, error=error)
+            self.unfinished += self.outstanding
+
+    def _end_by_force(self) -> None:
+        """First cancel the statements that run, so that handlers may end by themselves; then end their transactions."""
         with self._execution.transactions.engine.connect() as connection:
             runs = self.outstanding
             for run in runs:

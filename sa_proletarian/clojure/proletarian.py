@@ -51,8 +51,8 @@ class ClojureProletarian(Registry):
         super().__init__()
         if not callable(clock):
             raise TypeError(f"clock must be a function that gives an aware datetime, got {clock!r}")
-        self.job_model: Any = _checked_model(job_model, ClojureJobMixin)
-        self.archived_model: Any = _checked_model(archived_model, ClojureArchivedJobMixin)
+        self.job_model: type[ClojureJobMixin] = _checked_model(job_model, ClojureJobMixin)
+        self.archived_model: type[ClojureArchivedJobMixin] = _checked_model(archived_model, ClojureArchivedJobMixin)
         self.clock: clocks.Clock = clock
 
     def enqueue(
@@ -66,7 +66,7 @@ class ClojureProletarian(Registry):
         process_at: datetime | None = None,
         process_in: timedelta | None = None,
         job_id: Any = None,
-    ) -> Any:
+    ) -> ClojureJobMixin:
         """Enqueue a job in the caller's own transaction; it exists when, and only if, the caller commits.
 
         The arguments are those of ``Proletarian.enqueue``; ``job_type`` and ``queue`` are keywords, and ``payload`` is what

@@ -181,7 +181,8 @@ class RowHold(Hold):
 
     def adopt(self, connection: Connection, held: Held) -> None:
         """Take over the ``connection`` on which the job was claimed."""
-        self._connection, self.held = connection, held
+        self._connection = connection
+        self.held: Held | None = held
         self._options = connection.get_execution_options()
         self._savepoint = connection.begin_nested()
 
