@@ -182,12 +182,24 @@ def in_scope(source: Any, session: Any) -> Generator[None, None, None]:
         yield
         return
     registry: Any = source.registry
-    before = registry() if registry.has() else None
+    before = _current(registry)
     registry.set(session)
     try:
         yield
+        if _current(registry) not in (session, None):
+            raise RuntimeError(
+                "the handler has called remove() on the scoped session and gone on with another one, whose writes do not "
+                "commit with the job: use rollback() or close()"
+            )
     finally:
+        other = _current(registry)
+        if other is not session and isinstance(other, Session):
+            other.close()
         registry.clear() if before is None else registry.set(before)
+
+
+def _current(registry: Any) -> Any:
+    return registry() if registry.has() else None
 
 
 def checked_maker(source: Any, engine: Engine, kind: type[Any] = sessionmaker) -> Any:

@@ -54,7 +54,8 @@ class Worker:
         default 30 s. Claims are renewed after a third of it.
     :param crash_ceiling: how many times a process may die under a job before it is archived as ``crashed``; at least 2,
         default 5.
-    :param session: the app's ``sessionmaker`` (or ``scoped_session``), whose class and options handlers' sessions keep.
+    :param session: the app's ``sessionmaker``, whose class and options handlers' sessions keep; or its ``scoped_session``,
+        which then is the handler's session while the handler runs.
     :param around: ``(job) -> context manager``, entered around each handler: an app context, a tenant, an error
         reporter.
     :param listener: takes every event; the default writes to the logger ``sa_proletarian``.

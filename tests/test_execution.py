@@ -705,6 +705,30 @@ def test_after_the_job_a_scoped_session_is_what_it_was(run_in_thread, tables, us
     db.remove()
 
 
+def test_a_handler_that_goes_on_with_another_session_of_its_scope_fails_in_words(run_in_thread, tables, rows):
+    db = scoped_session(sessionmaker(tables))
+
+    def handler(session, job):
+        db.remove()
+        db.execute(text("SELECT 1"))
+
+    assert run_in_thread(handler, session=db) is Outcome.GAVE_UP
+    [(error,)] = rows("SELECT error FROM proletarian_archived_job")
+    assert "has called remove() on the scoped session" in error
+
+
+def test_a_handler_may_remove_the_session_of_its_scope_when_it_is_done(run_in_thread, tables, rows):
+    db = scoped_session(sessionmaker(tables))
+
+    def handler(session, job):
+        db.execute(text("INSERT INTO effect VALUES ('committed')"))
+        db.commit()
+        db.remove()
+
+    assert run_in_thread(handler, session=db) is Outcome.RETURNED
+    assert effects(rows) == ["committed"]
+
+
 def test_a_deadlock_is_no_failure_but_another_try(run, rows, recorder):
     calls = []
 
