@@ -32,13 +32,13 @@ _NO_TRANSACTION = "25P01"
 log = logging.getLogger(__name__)
 
 _HOLDERS = text("""
-    SELECT DISTINCT a.pid, coalesce(a.application_name, '') AS name, coalesce(a.state, 'unknown') AS state,
-           clock_timestamp() - a.xact_start AS age
+    SELECT DISTINCT a.pid, a.xact_start, coalesce(nullif(a.application_name, ''), 'no application_name') AS name,
+           coalesce(a.state, 'unknown') AS state, coalesce(to_char(a.xact_start, 'HH24:MI:SS'), 'unknown') AS since
       FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
      WHERE l.relation = ANY(SELECT to_regclass(name)::oid FROM unnest(string_to_array(:names, chr(10))) AS name)
        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
        AND l.granted AND l.pid <> pg_backend_pid()
-     ORDER BY age DESC NULLS LAST LIMIT 5
+     ORDER BY a.xact_start LIMIT 5
 """)
 
 
@@ -134,4 +134,4 @@ def _named(tables: str) -> tuple[str]:
 
 
 def _described(holders: Any) -> str:
-    return "".join(f"; pid {row.pid} ({row.name or 'no application_name'}, {row.state}, for {row.age})" for row in holders)
+    return "".join(f"; pid {row.pid} ({row.name}, {row.state}, since {row.since})" for row in holders)

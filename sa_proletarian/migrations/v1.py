@@ -5,7 +5,8 @@ Frozen: what is here made tables that exist. A change is another version. It ref
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, cast
 
 import sqlalchemy as sa
 from alembic.operations import Operations
@@ -47,7 +48,8 @@ def create(
     op: Operations, table: str, schema: str | None, columns: list[sa.Column[Any]], checks: list[sa.CheckConstraint]
 ) -> None:
     """Make one table."""
-    op.create_table(table, *columns, sa.PrimaryKeyConstraint("job_id"), *checks, schema=schema, comment=comment(1))
+    key = primary_key(op, table, schema, "job_id")
+    op.create_table(table, *columns, key, *checks, schema=schema, comment=comment(1))
 
 
 def job_columns() -> list[sa.Column[Any]]:
@@ -89,6 +91,24 @@ def chosen(columns: list[sa.Column[Any]], given: Columns) -> list[sa.Column[Any]
     """Give ``columns``, where the app has given one of its own as a copy of that, in the same place."""
     by_name = {column.name: column for column in given}
     return [by_name[column.name]._copy() if column.name in by_name else column for column in columns]
+
+
+def primary_key(op: Operations, table: str, schema: str | None, *columns: str) -> sa.PrimaryKeyConstraint:
+    """Give the primary key, by the naming convention of that MetaData of the app which has the table.
+
+    Alembic does that itself, but not where ``target_metadata`` is a list.
+    """
+    target: Any = op.get_context().opts.get("target_metadata")
+    listed = cast("Iterable[sa.MetaData]", target if isinstance(target, list | tuple) else ())
+    convention = next((one.naming_convention for one in listed if has_table(one, table, schema)), None)
+    named = sa.Table(table, sa.MetaData(naming_convention=convention), sa.Column(columns[0], sa.Integer, primary_key=True))
+    name = named.primary_key.name
+    return sa.PrimaryKeyConstraint(*columns, name=name if isinstance(name, str) else None)
+
+
+def has_table(metadata: sa.MetaData, name: str, schema: str | None) -> bool:
+    """Say whether a MetaData has a table of this name in this schema."""
+    return any((table.name, table.schema) == (name, schema) for table in metadata.tables.values())
 
 
 def instant() -> sa.types.TypeEngine[Any]:

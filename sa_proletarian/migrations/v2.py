@@ -11,7 +11,7 @@ from alembic.operations import Operations
 from sqlalchemy.dialects import postgresql
 
 from .instance import Instance, comment
-from .v1 import Index, calendar, instant
+from .v1 import Index, calendar, instant, primary_key
 
 
 def upgrade(op: Operations, tables: Instance) -> None:
@@ -26,7 +26,7 @@ def upgrade(op: Operations, tables: Instance) -> None:
             sa.Column("detail", sa.JSON().with_variant(postgresql.JSONB(), "postgresql"), nullable=True),
             sa.Column("started_at", instant(), nullable=False),
             sa.Column("last_seen_at", instant(), nullable=False),
-            sa.PrimaryKeyConstraint("kind", "subject", "worker_id"),
+            primary_key(op, tables.worker, tables.schema, "kind", "subject", "worker_id"),
             *calendar(tables.worker, "started_at", "last_seen_at"),
             schema=tables.schema,
             comment=comment(2),

@@ -161,6 +161,15 @@ def test_the_operation_gives_the_same_with_indexes_built_concurrently(case, migr
     assert dump() == expected
 
 
+def test_a_naming_convention_counts_in_a_list_of_metadata_too(migrations, created, dump):
+    metadata = naming_convention().metadata
+    expected = created(metadata)
+    assert "p_proletarian_worker" in expected
+    listed = [MetaData(naming_convention={"pk": "other_%(table_name)s"}), metadata]
+    migrations.run("op.proletarian_migrate(0, 2)", listed)
+    assert dump() == expected
+
+
 # Extra columns
 
 
