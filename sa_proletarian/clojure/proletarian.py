@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, inspect
 from sqlalchemy.orm import configure_mappers
@@ -25,6 +25,9 @@ from .models import ArchivedJob, ClojureArchivedJobMixin, ClojureJobMixin, Job
 from .names import DEFAULT_QUEUE, stored_name
 from .rows import RowLifecycle
 from .turns import process_next
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 _NO_LEASE = timedelta(0)
 _NO_CEILING = 0
@@ -86,7 +89,7 @@ class ClojureProletarian(Registry):
 
     def process_next(
         self,
-        engine: Engine,
+        engine: Engine | AsyncEngine,
         *,
         queue: str = DEFAULT_QUEUE,
         retry: RetryStrategy | None = None,
@@ -118,20 +121,20 @@ class ClojureProletarian(Registry):
             execution.transactions.engine.dispose()
 
     def execution(
-        self, engine: Engine, *, size: int, session: Any, pooler: Pooler | None = None, **options: Any
+        self, engine: Engine | AsyncEngine, *, size: int, session: Any, pooler: Pooler | None = None, **options: Any
     ) -> Execution:
         """Put together what runs jobs, with ``size`` connections of its own; for :meth:`process_next` and the worker."""
         self.refuse_coroutines()
         configure_mappers()
-        engine = plain(engine)
+        app_engine: Engine = plain(engine)
         return build_execution(
             self,
             RowLifecycle(self.job_model, self.archived_model),
             engine=own_engine(engine, size=size, pooler=pooler),
-            app_engine=engine,
+            app_engine=app_engine,
             lease=_NO_LEASE,
             crash_ceiling=_NO_CEILING,
-            session=checked_maker(session, engine),
+            session=checked_maker(session, app_engine),
             now=self.clock,
             **options,
         )

@@ -498,3 +498,21 @@ def test_async_handlers_are_refused(tables, jobs):
 
     with pytest.raises(TypeError, match="async"):
         jobs.process_next(tables)
+
+
+# drivers --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_an_async_engine_of_the_app_works_too(tables, database_url, jobs, rows, from_clojure, driver):
+    from_clojure(":my/job", EMAIL)
+
+    @jobs.handler("my/job", retry=Retry(1, [timedelta(0)]))
+    def work(session, job):
+        write(session, job.payload["email"])
+        if job.attempts == 1:
+            raise ValueError
+
+    engine = create_async_engine(database_url.set(drivername=f"postgresql+{driver}"))
+    assert [jobs.process_next(engine) for _ in range(3)] == [Outcome.RETRIED, Outcome.RETURNED, None]
+    assert (rows(STATUS), rows("SELECT what FROM effect")) == ([(":success", 2)], [("ada@example.org",)])

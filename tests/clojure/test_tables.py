@@ -8,7 +8,7 @@ import sys
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import inspect
+from sqlalchemy import MetaData, inspect
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from sa_proletarian import Outcome
@@ -21,6 +21,19 @@ def test_the_models_are_the_tables_of_the_script(tables):
     with tables.connect() as connection:
         connection.exec_driver_sql("DROP TABLE effect")
         assert compare_metadata(MigrationContext.configure(connection, opts=options), Job.metadata) == []
+
+
+def test_migrations_can_pass_the_schema_over(tables):
+    def include_object(thing, name, kind, reflected, compare_to):
+        return not (kind == "table" and thing.schema == "proletarian")
+
+    options = {"include_schemas": True, "include_object": include_object}
+    for metadata in (MetaData(), Job.metadata):  # neither dropped nor made
+        with tables.connect() as connection:
+            connection.exec_driver_sql("DROP TABLE effect")
+            connection.exec_driver_sql("DROP TABLE proletarian.job" if metadata is Job.metadata else "SELECT 1")
+            assert compare_metadata(MigrationContext.configure(connection, opts=options), metadata) == []
+            connection.rollback()
 
 
 @pytest.mark.parametrize("model", [Job, ArchivedJob])

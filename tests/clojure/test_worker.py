@@ -207,6 +207,26 @@ def test_a_handler_that_does_not_end_loses_its_job(jobs, start, rows, recorder, 
     assert (rows(LEFT), rows(STATUS), rows("SELECT * FROM effect")) == ([(0,)], [], [])
 
 
+@pytest.mark.slow
+def test_a_stop_ends_though_the_database_takes_no_connections(jobs, start, rows, recorder, from_clojure, administration):
+    job_id = from_clojure(":my/job", "[]")
+    [(name,)] = rows("SELECT current_database()")
+    running, go_on = threading.Event(), threading.Event()
+    jobs.handler("my/job")(lambda session, job: (running.set(), go_on.wait(WAIT)))
+    worker = start(jobs)
+    assert running.wait(WAIT)
+    with administration.connect() as connection:
+        connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false"))
+        try:
+            assert worker.stop(timedelta(0)) is False
+        finally:
+            connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true"))
+            go_on.set()
+    [event] = recorder.named("queue_worker_shutdown_error")
+    assert event.job_ids == (job_id,)
+    assert recorder.named("job_worker_error")
+
+
 def test_stopping_twice_and_starting_again(jobs, start, recorder, from_clojure):
     jobs.handler("my/job")(lambda session, job: None)
     worker = start(jobs)
