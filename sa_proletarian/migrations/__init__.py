@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plugin"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 
 class _PluginModule(ModuleType):
@@ -51,7 +51,7 @@ def _compare(*arguments: Any) -> Any:
     return import_module(f"{__name__}.autogenerate").compare(*arguments)
 
 
-plugin = _PluginModule(__name__, __doc__)
+plugin: ModuleType = _PluginModule(__name__, __doc__)
 """The entry point of group ``alembic.plugins``."""
 
 # whichever room is imported first: Alembic loads the operation's rooms now, and not in the middle of one of them

@@ -132,6 +132,7 @@ def _others(context: AutogenContext, proposed: list[Any], found: dict[Key, Found
     for one in new:
         added = [*extras.columns(one.owned), *extras.constraints(one.owned), *indexes.get(one.key, [])]
         yield from _modified(one, added)
+        yield from extras.checks(one.owned)
     for one in new:
         yield from _modified(one, extras.foreign_keys(one.owned))
 

@@ -12,10 +12,15 @@ from typing import Any
 
 from alembic.operations import ops
 from sqlalchemy import CheckConstraint, Constraint, ForeignKeyConstraint, PrimaryKeyConstraint, UniqueConstraint
+from sqlalchemy.sql.elements import conv
 
 from .ownership import Owned
 
 _LONGEST = 63
+
+
+class CreateCheckOp(ops.CreateCheckConstraintOp):
+    """A CHECK of the app, which Alembic 1.18 cannot write by itself."""
 
 
 def columns(owned: Owned) -> list[ops.AddColumnOp]:
@@ -25,8 +30,13 @@ def columns(owned: Owned) -> list[ops.AddColumnOp]:
 
 
 def constraints(owned: Owned) -> list[Any]:
-    """Give the constraints, without foreign keys."""
-    return [_operation(one) for one in _own(owned) if not isinstance(one, ForeignKeyConstraint)]
+    """Give the constraints, without CHECKs and foreign keys."""
+    return [_operation(one) for one in _own(owned) if not isinstance(one, CheckConstraint | ForeignKeyConstraint)]
+
+
+def checks(owned: Owned) -> list[Any]:
+    """Give the CHECKs."""
+    return [_operation(one) for one in _own(owned) if isinstance(one, CheckConstraint)]
 
 
 def foreign_keys(owned: Owned) -> list[Any]:
@@ -43,7 +53,8 @@ def _own(owned: Owned) -> Iterator[Constraint]:
 
 
 def _operation(constraint: Constraint) -> Any:
-    operation: Any = ops.AddConstraintOp.from_constraint(constraint)
+    kind = CreateCheckOp if isinstance(constraint, CheckConstraint) else ops.AddConstraintOp
+    operation: Any = kind.from_constraint(constraint)
     if not isinstance(constraint.name, str):
         operation.constraint_name = _name_by_postgresql(constraint)
     return operation
@@ -54,7 +65,7 @@ def _name_by_postgresql(constraint: Constraint) -> str | None:
     label = _label(constraint)
     alike = [one for one in constraint.table._sorted_constraints if not isinstance(one.name, str) and _label(one) == label]
     number = str(alike.index(constraint) or "")
-    return f"{label}{number}" if label and len(f"{label}{number}".encode()) <= _LONGEST else None
+    return conv(f"{label}{number}") if label and len(f"{label}{number}".encode()) <= _LONGEST else None
 
 
 def _label(constraint: Constraint) -> str | None:

@@ -37,7 +37,7 @@ class ProletarianMigrateOp(MigrateOperation):
         self.to_version = to_version
         self.tables = tables
         self.concurrently = concurrently
-        self.patience = patience or Patience()
+        self.patience: Patience = patience or Patience()
 
     @classmethod
     def proletarian_migrate(

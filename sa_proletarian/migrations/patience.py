@@ -29,7 +29,7 @@ _LONGEST_PAUSE = 5.0
 _BLOCKED = {"55P03", "40P01"}  # a lock was not had in time; a deadlock
 _NO_TRANSACTION = "25P01"
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 _HOLDERS = text("""
     SELECT DISTINCT a.pid, a.xact_start, coalesce(nullif(a.application_name, ''), 'no application_name') AS name,
