@@ -259,7 +259,7 @@ def test_mixins_are_refused_in_favour_of_models_for(style: str) -> None:
 
 
 def test_each_cell_of_the_page_names_a_test_and_each_test_has_a_cell() -> None:
-    cells = re.findall(r'\(\.\./(tests/\S+\.py) "X\)', PAGE.read_text())
+    cells = re.findall(r'\(\.\./(tests/\S+\.py) "(\w+)(?:\[([^\]]+)\])?"\)', PAGE.read_text())
     for file, test, case in cells:
         source = (PAGE.parents[1] / file).read_text()
         assert f"def {test}(" in source
