@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, Session, mapped_column, registry
 
 import sa_proletarian
-from sa_proletarian import ArchivedJobMixin, JobMixin, Outcome, Proletarian, models_for
+from sa_proletarian import ArchivedJobMixin, JobMixin, Outcome, Proletarian, Retry, models_for
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -253,6 +254,37 @@ def test_the_tables_come_and_a_job_is_worked(style: str, form: str, path: str, e
 def test_mixins_are_refused_in_favour_of_models_for(style: str) -> None:
     with pytest.raises(TypeError, match=r"models_for\(Base\)"):
         mixins(STYLES[style]().base)
+
+
+def test_in_a_handler_flask_sqlalchemys_session_is_the_handlers_session(database_url: sa.URL) -> None:
+    db = flask_sqlalchemy.SQLAlchemy()
+    Job, ArchivedJob = mixins(db.Model)
+    Thing = type("Thing", (db.Model,), {"id": db.Column(db.Integer, primary_key=True)})
+    app = flask.Flask(__name__)
+    app.config["SQLALCHEMY_DATABASE_URI"] = database_url
+    db.init_app(app)
+    jobs = Proletarian(Job, ArchivedJob)
+
+    @jobs.handler("write", retry=Retry(retries=1, delays=[timedelta(0)]))
+    def write(session: Any, job: Any) -> None:
+        assert db.session() is session
+        db.session.add(Thing())
+        db.session.commit()  # together with the job, so not in the first attempt
+        db.session.add(Thing())  # flushed after the handler, which takes an app context to find the engine
+        if job.attempts == 1:
+            raise ValueError
+
+    options = {"session": db.session, "around": lambda job: app.app_context()}
+    with app.app_context():
+        db.create_all()
+        jobs.enqueue(db.session, "write")
+        db.session.commit()
+        engine = db.engine
+    assert [jobs.process_next(engine, **options) for _ in range(2)] == [Outcome.RETRIED, Outcome.RETURNED]
+    with app.app_context():
+        assert db.session.query(Thing).count() == 2
+        assert [archived.attempts for archived in db.session.query(ArchivedJob)] == [2]
+    engine.dispose()
 
 
 # The table in the docs ---------------------------------------------------------------------------------------------------
