@@ -1,18 +1,15 @@
-"""Transit as another Python library writes and reads it, where that is installed (``transit-python`` from 0.8.321 on)."""
+"""Transit as another Python library writes and reads it."""
 
 from __future__ import annotations
 
 import io
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transit import reader, writer
+from transit import transit_types as types
 
 from sa_proletarian.clojure import Keyword, Symbol, TaggedValue, TransitSerializer
-
-types = pytest.importorskip("transit.transit_types")
-reader = pytest.importorskip("transit.reader")
-writer = pytest.importorskip("transit.writer")
 
 transit = TransitSerializer()
 
