@@ -24,6 +24,11 @@ def span(what: str, value: object, least: timedelta) -> timedelta:
     return value
 
 
+def timeout_or_none(value: object) -> timedelta | None:
+    """Give ``value`` if it is a ``timedelta`` above zero, or ``None``."""
+    return None if value is None else span("timeout", value, timedelta(microseconds=1))
+
+
 def callable_or_none(what: str, value: Any) -> Any:
     """Give ``value`` if it can be called, or is ``None``."""
     if value is not None and not callable(value):

@@ -30,7 +30,7 @@ class AsyncHold(Hold):
     """A hold on a connection of an async driver, whose handler runs in a task."""
 
     _cancel: Callable[[], None] | None = None
-    cancelled = False
+    cancelled: bool = False
 
     def _make_lock(self) -> AbstractContextManager[bool]:
         return cast("AbstractContextManager[bool]", AsyncAdaptedLock())
@@ -44,16 +44,18 @@ class AsyncHold(Hold):
         loop = task.get_loop()
 
         def cancel() -> None:
-            self.cancelled = True
             loop.call_soon_threadsafe(task.cancel)
 
         self._cancel = cancel
+        if self.cancelled:  # before it has begun
+            cancel()
 
     def end_call(self) -> None:
         """Cancel nothing from now on."""
         self._cancel = None
 
     def cancel_call(self) -> None:
+        self.cancelled = True
         cancel = self._cancel
         if cancel is not None:
             cancel()
@@ -153,8 +155,9 @@ async def _in_a_task(run: Run, call: Coroutine[Any, Any, BaseException | None]) 
     hold.begin_call(task)
     try:
         error = await task
-    except asyncio.CancelledError as cancelled:  # the loop is going down under the worker
-        run.stopping.set()
+    except asyncio.CancelledError as cancelled:
+        if not hold.cancelled:  # the loop is going down under the worker
+            run.stopping.set()
         error = cancelled
         hold.cancelled = True
     finally:

@@ -18,6 +18,7 @@ from .async_execution import AsyncConclusion, AsyncExecution, AsyncHold
 from .execution import Execution, build_execution
 from .inline import process_next
 from .outcomes import Outcome
+from .overtime import look_after, pause
 from .runs import Run
 from .sessions import checked_maker
 
@@ -46,7 +47,7 @@ async def process_one(*, engine: Engine, app_engine: Engine, session: Any, **set
 
 @contextmanager
 def _renewing(execution: Execution, run: Run) -> Generator[None, None, None]:
-    """Keep the lease of ``run`` while its handler waits; one that blocks the loop must be done within its lease."""
+    """Look after ``run`` while its handler waits; one that blocks the loop must be done within its lease."""
     task = asyncio.get_running_loop().create_task(_renew_for_ever(execution, run))
     try:
         yield
@@ -56,11 +57,11 @@ def _renewing(execution: Execution, run: Run) -> Generator[None, None, None]:
 
 async def _renew_for_ever(execution: Execution, run: Run) -> None:
     while True:
-        await asyncio.sleep(execution.transactions.lease.total_seconds() / 3)
+        await asyncio.sleep(pause(execution, run))
         with suppress(Exception):
             await greenlet_spawn(_renew, execution, run)
 
 
 def _renew(execution: Execution, run: Run) -> None:
     with execution.transactions.engine.connect() as connection:
-        execution.transactions.renew(connection, [run])
+        look_after(execution, connection, run)

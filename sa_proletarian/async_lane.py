@@ -36,6 +36,7 @@ class AsyncLane:
         self._waiting: deque[Run | Settled] = deque()
         self._changing = threading.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._lost: set[asyncio.Task[None]] = set()
 
     # for the feeder's thread ------------------------------------------------------------------------------------------
 
@@ -53,6 +54,11 @@ class AsyncLane:
             if old:
                 self._waiting = deque(item for item in self._waiting if item not in old)
             return old
+
+    def replace(self, run: Run) -> None:
+        """Forget the task in which ``run`` hangs; another takes its place if there is work."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._lose, run.runner)
 
     # on the loop ------------------------------------------------------------------------------------------------------
 
@@ -76,15 +82,25 @@ class AsyncLane:
         with self._changing:
             return self._waiting.popleft() if self._waiting else None
 
+    def _lose(self, task: asyncio.Task[None]) -> None:
+        if task in self._tasks:
+            self._lost.add(task)  # the loop itself would not keep it
+            self._over(task)
+
     def _over(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        if task.done():
+            self._lost.discard(task)
         if self._waiting:
             self._fill()
 
     async def _do(self, item: Run | Settled) -> None:
         _lane.set(self)
         if isinstance(item, Run):
-            self._ended(item, await self._perform(item))
+            item.runner = asyncio.current_task()
+            report = await self._perform(item)
+            if not item.abandoned:
+                self._ended(item, report)
         else:
             await greenlet_spawn(self._execution.conclusion.call_on_failed, item)
 

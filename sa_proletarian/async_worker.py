@@ -48,6 +48,7 @@ class AsyncWorker:
     :param concurrency: how many handlers run at once; default 100.
     :param connections: how many of them may hold a connection at once, from their session's first use to their end; the
         others wait. Default 5; the worker's feeder has one more.
+    :param timeout: as for :class:`Worker`; an ``async def`` handler is cancelled then, by a ``CancelledError``.
     :param session: the app's ``async_sessionmaker`` (or ``async_scoped_session``), whose class and options handlers'
         sessions keep.
     :param around: ``(job) -> context manager``, async or not, entered in the handler's task.
@@ -75,6 +76,7 @@ class AsyncWorker:
         termination_timeout: timedelta = timedelta(seconds=10),
         lease: timedelta = timedelta(seconds=30),
         crash_ceiling: int = 5,
+        timeout: timedelta | None = None,
         session: async_sessionmaker[Any] | async_scoped_session[Any] | None = None,
         around: AsyncAround | None = None,
         listener: events.Listener = events.log_event,
@@ -99,6 +101,7 @@ class AsyncWorker:
         self._termination_timeout = arguments.span("termination_timeout", termination_timeout, timedelta(0))
         self._lease = arguments.span("lease", lease, timedelta(milliseconds=300))
         self._crash_ceiling = arguments.at_least("crash_ceiling", crash_ceiling, 2)
+        self._timeout = arguments.timeout_or_none(timeout)
         self._session = checked_maker(session, self._engine, kind=async_sessionmaker)
         self._around = arguments.callable_or_none("around", around)
         self._emit = events.Emitter(listener, worker_id=self.worker_id, queue=self.queue)
@@ -200,7 +203,7 @@ class AsyncWorker:
             return AsyncHold(here, lifecycle, claim)
 
         transactions = Transactions(
-            jobs, lifecycle, feeder, self.queue, self.worker_id, self._lease, self._crash_ceiling, make_hold
+            jobs, lifecycle, feeder, self.queue, self.worker_id, self._lease, self._crash_ceiling, make_hold, self._timeout
         )
         told = (self._emit, jobs, lifecycle, self._on_failed, jobs.clock)
         tasks = AsyncExecution(

@@ -97,6 +97,18 @@ def trouble(error: BaseException) -> Trouble:
     return _BY_STATE.get(state) or _BY_CLASS.get(state[:2]) or Trouble.OTHER
 
 
+def tells_of_disconnection(error: BaseException) -> bool:
+    """Whether ``error``, or one that it came from, is the loss of a connection, or what SQLAlchemy says ever after."""
+    seen: BaseException | None = error
+    for _ in range(20):
+        if seen is None:
+            return False
+        if trouble(seen) is Trouble.DISCONNECTED or isinstance(seen, exc.PendingRollbackError):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
 def sqlstate(error: BaseException) -> str | None:
     """Give the SQLSTATE of a database error, of whichever driver; ``None`` where there is none."""
     original = getattr(error, "orig", None) or error

@@ -9,6 +9,7 @@ The tree::
         ├── SessionClosed       a session was used after its job was over
         ├── TransactionEscaped  the handler ended the worker's transaction behind its session's back
         ├── ConnectionLost      the database connection of the job died, or could not be had
+        ├── JobTimeout          the handler took longer than its ``timeout``
         ├── JobCrashed          recorded on a job whose process died as often as the crash ceiling allows
         └── StrategyFailed      a retry strategy raised, or returned something else than a ``Retry`` or ``None``
 
@@ -16,7 +17,7 @@ The tree::
     ├── Snooze                  run again later; not an attempt
     └── Cancel                  archive as ``cancelled``
 
-    Interrupted                 raised *in* a handler whose worker is stopping (not an ``Exception``)
+    Interrupted                 raised *in* a handler whose worker is stopping, or which is to end (not an ``Exception``)
 
 Mistakes of the caller are plain ``ValueError`` and ``TypeError``, raised before any SQL. SQLAlchemy's own errors pass
 through unwrapped. What is written into a row or a log line goes through :func:`describe`, which leaves out what a
@@ -77,6 +78,10 @@ class ConnectionLost(JobError):
     """The database connection of the job died, or no connection could be had."""
 
 
+class JobTimeout(JobError):
+    """The handler took longer than its ``timeout``; ``__cause__`` is what it raised when it was asked to end, if it did."""
+
+
 class JobCrashed(JobError):
     """The process died under this job as often as the worker's crash ceiling allows."""
 
@@ -117,6 +122,7 @@ class Cancel(ControlFlow):
 class Interrupted(BaseException):
     """Raised in a handler by ``job.sleep`` when its worker stops: the job is released and is not an attempt.
 
+    It is raised as well when only this job is to end: its time is over. Then that decides what becomes of the job.
     As with ``KeyboardInterrupt``, an ``except Exception`` in a handler does not swallow it.
     """
 

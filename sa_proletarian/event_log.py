@@ -18,6 +18,7 @@ logger: logging.Logger = logging.getLogger("sa_proletarian")
 _ERRORS = frozenset(
     {
         "timed_out",
+        "handler_stuck",
         "handle_job_exception",
         "handle_job_exception_with_interrupt",
         "not_retrying",

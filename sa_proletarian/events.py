@@ -99,9 +99,14 @@ class HandleJobException(JobEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimedOut(JobEvent):
-    """A statement of the handler ran into a timeout of the server; ``handle_job_exception`` follows."""
+    """The handler took too long (``error`` is a ``JobTimeout``), or a statement of it; ``handle_job_exception`` follows."""
 
     error: BaseException
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerStuck(JobEvent):
+    """The handler was asked to end and did not: its job is settled without it, and another thread takes its place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

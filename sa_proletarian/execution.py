@@ -18,13 +18,12 @@ from functools import partial
 from typing import Any
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.orm import Session
 
 from . import clock, events, outcomes
 from .conclusion import Conclusion
-from .dialects import Trouble, sqlstate, trouble
-from .errors import ControlFlow, Interrupted, TransactionEscaped
+from .dialects import Trouble, sqlstate, tells_of_disconnection, trouble
+from .errors import ControlFlow, Interrupted, JobTimeout, TransactionEscaped
 from .lifecycle import Lifecycle
 from .outcomes import Outcome, Ruling
 from .registry import OnFailed, Registration, Registry
@@ -63,7 +62,10 @@ class Execution:
         run.started_at = clock.monotonic()
         self.conclusion.tell(run, events.HandlingJob)
         try:
-            ruling = self._rule(run, self._call_until_no_conflict(run))
+            error = self._call_until_no_conflict(run)
+            if not run.finish():
+                return None  # it was given up meanwhile, and its job is settled without it
+            ruling = self._rule(run, error)
             if run.hold.opened and not run.hold.died:
                 return self._settle_held(run, ruling)
             return Report(run, ruling)
@@ -73,7 +75,7 @@ class Execution:
     def _call_until_no_conflict(self, run: Run) -> BaseException | None:
         for _ in range(MOST_CONFLICTS):
             error = self._call(run)
-            if error is None or trouble(error) is not Trouble.CONFLICT or self.stopping.is_set():
+            if error is None or trouble(error) is not Trouble.CONFLICT or run.interrupted():
                 return error
             self.conclusion.tell(run, events.ConflictRetried, error=error)
             run.hold.reset()
@@ -125,18 +127,37 @@ class Execution:
     # rule -------------------------------------------------------------------------------------------------------------
 
     def _rule(self, run: Run, error: BaseException | None) -> Ruling:
-        hold = run.hold
-        if hold.lost:
+        if run.hold.lost:
             return outcomes.claim_lost(error)
+        if run.asked is not None and self._ended_early(run, error):
+            return self.end_early(run, error)
+        return self._rule_on_connection(run.hold, error) or self._rule_on_handler(run, error)
+
+    def _rule_on_connection(self, hold: Hold, error: BaseException | None) -> Ruling | None:
         if hold.unavailable is not None:
             return outcomes.unavailable(hold.unavailable)
-        if hold.died and (error is None or _tells_of_disconnection(error)):
+        if hold.died and (error is None or tells_of_disconnection(error)):
             return outcomes.connection_died(error or ConnectionError("the connection died while the job ran"))
+        return None
+
+    def _rule_on_handler(self, run: Run, error: BaseException | None) -> Ruling:
         if error is not None and self._is_interruption(run, error):
             return outcomes.INTERRUPTED
         if error is not None and not isinstance(error, ControlFlow):
             return self._fail(run, error)
         return outcomes.rule(error, run.job, None)
+
+    def _ended_early(self, run: Run, error: BaseException | None) -> bool:
+        """Whether the handler, asked to end, has done so without coming to an end of its own."""
+        if run.hold.died or run.hold.unavailable is not None:
+            return True
+        return error is not None and not isinstance(error, ControlFlow) and not self._is_ctrl_c(error)
+
+    def end_early(self, run: Run, error: BaseException | None = None) -> Ruling:
+        """Rule on a run that was asked to end; ``error`` is what its handler then raised, if it has ended at all."""
+        timeout = JobTimeout(f"the handler took longer than its timeout of {run.timeout:g} s")
+        timeout.__cause__ = error
+        return self._fail(run, timeout.with_traceback(error.__traceback__ if error is not None else None))
 
     def _fail(self, run: Run, error: BaseException) -> Ruling:
         """Ask the strategy what follows from the handler's own ``error``."""
@@ -145,7 +166,7 @@ class Execution:
         if _savepoint_is_gone(error):
             self.conclusion.tell(run, events.TransactionEscaped)
             error = TransactionEscaped("the handler ended the transaction behind its session's back")
-        if trouble(error) is Trouble.CANCELLED:
+        if isinstance(error, JobTimeout) or trouble(error) is Trouble.CANCELLED:
             self.conclusion.tell(run, events.TimedOut, error=error)
         self.conclusion.tell(run, events.HandleJobException, error=error)
         with suppress(Exception):  # the job as it was: the handler may have attached and expired it
@@ -235,6 +256,8 @@ class Execution:
         match trouble(error):
             case Trouble.DISCONNECTED:
                 return outcomes.connection_died(error)
+            case Trouble.CANCELLED if run.asked is not None:
+                return self.end_early(run, error)
             case Trouble.CANCELLED if run.noticed:
                 return outcomes.INTERRUPTED
             case Trouble.CONFLICT | Trouble.TRANSIENT | Trouble.LOCK_TIMEOUT | Trouble.CANCELLED:
@@ -261,6 +284,7 @@ def build_execution(
     session: SessionSource,
     around: Around | None,
     now: clock.Clock,
+    timeout: timedelta | None = None,
     hold: type[Hold] = Hold,
     kind: type[Execution] = Execution,
     conclusion: type[Conclusion] = Conclusion,
@@ -269,7 +293,9 @@ def build_execution(
     return kind(
         registry,
         app_engine,
-        Transactions(registry, lifecycle, engine, queue, worker_id, lease, crash_ceiling, partial(hold, engine, lifecycle)),
+        Transactions(
+            registry, lifecycle, engine, queue, worker_id, lease, crash_ceiling, partial(hold, engine, lifecycle), timeout
+        ),
         conclusion(emit, registry, lifecycle, on_failed, now),
         retry,
         session,
@@ -290,18 +316,6 @@ def _refuse_coroutine(result: object) -> None:
     if isinstance(result, Coroutine):
         result.close()
         raise TypeError("the handler returned a coroutine that nobody awaits; a threaded worker runs plain functions only")
-
-
-def _tells_of_disconnection(error: BaseException) -> bool:
-    """Whether ``error``, or one that it came from, is the loss of a connection, or what SQLAlchemy says ever after."""
-    seen: BaseException | None = error
-    for _ in range(20):
-        if seen is None:
-            return False
-        if trouble(seen) is Trouble.DISCONNECTED or isinstance(seen, PendingRollbackError):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
 
 
 def _savepoint_is_gone(error: BaseException) -> bool:

@@ -20,6 +20,7 @@ from . import clock, events, outcomes
 from .dialects import trouble
 from .errors import ConfigurationError
 from .execution import Execution
+from .overtime import Overtime
 from .polling import LONGEST_WAIT, FinishRate, back_off, jittered, wanted
 from .presence import Presence
 from .runs import Report, Run
@@ -55,6 +56,7 @@ class Feeder:
         self._interval = polling_interval.total_seconds()
         self._lease = execution.transactions.lease.total_seconds()
         self._setbacks = Setbacks(self._emit, on_polling_error)
+        self._overtime = Overtime(execution)
         self._presence = Presence(execution.transactions, self._emit, threads=slots)
         self._connection: Connection | None = None
         self._wake = threading.Event()
@@ -99,6 +101,7 @@ class Feeder:
     def _turn(self) -> None:
         self._collect()
         connection = self._connected()
+        self._end_overtime(connection)
         self._settle(connection)
         self._renew(connection)
         if self._stopping:
@@ -146,7 +149,7 @@ class Feeder:
     def _next_turn(self) -> float:
         now = clock.monotonic()
         due = [now + min(LONGEST_WAIT, self._lease / 3)]
-        due += [report.not_before for report in self._pending.values()]
+        due += [*self._overtime.due(now), *(report.not_before for report in self._pending.values())]
         if self._stopping:
             due += [moment for moment in (self._deadline, self._force_at) if moment is not None and moment > now]
         elif self._wanted():
@@ -173,6 +176,7 @@ class Feeder:
         self._solitude.claimed(claimed, now, idle=idle)
         self._pending.update({report.run: report for report in claimed.condemned})
         self._outstanding.update(claimed.runs)
+        self._overtime.watch(claimed.runs)
         self._tray.put(claimed.runs)
         if not claimed.runs and not claimed.condemned:
             self._next_poll = now + jittered(self._interval)
@@ -194,6 +198,13 @@ class Feeder:
         for run in self._tray.take_back(claimed_before):
             self._outstanding.discard(run)
             self._pending[run] = Report(run, outcomes.INTERRUPTED)
+
+    def _end_overtime(self, connection: Connection) -> None:
+        """Settle without them the jobs of handlers that do not end although they were asked to."""
+        for report in self._overtime.end(connection, self._outstanding):
+            self._outstanding.remove(report.run)
+            self._pending[report.run] = report
+            self._tray.replace(report.run)
 
     # settle, renew ----------------------------------------------------------------------------------------------------
 

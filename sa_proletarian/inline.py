@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 
 from .execution import Execution
 from .outcomes import Outcome
+from .overtime import look_after, pause
 from .runs import Report, Run
 
 Renewing = Callable[[Execution, Run], AbstractContextManager[None]]
@@ -47,13 +48,13 @@ def _settle(execution: Execution, connection: Connection, report: Report) -> Out
 
 @contextmanager
 def _renewing(execution: Execution, run: Run) -> Generator[None, None, None]:
-    """Keep the lease of ``run`` while the caller's thread is busy with its handler."""
+    """Look after ``run`` while the caller's thread is busy with its handler."""
     over = threading.Event()
 
     def renew() -> None:
-        while not over.wait(execution.transactions.lease.total_seconds() / 3):
+        while not over.wait(pause(execution, run)):
             with suppress(Exception), execution.transactions.engine.connect() as connection:
-                execution.transactions.renew(connection, [run])
+                look_after(execution, connection, run)
 
     thread = threading.Thread(target=renew, name=f"{execution.transactions.worker_id}-renewing", daemon=True)
     thread.start()

@@ -35,3 +35,8 @@ class Lanes:
     def take_back(self, claimed_before: float) -> list[Run]:
         """Take out the runs that were claimed before that moment and have not been started."""
         return self._tasks.take_back(claimed_before) + self._threads.take_back(claimed_before)
+
+    def replace(self, run: Run) -> None:
+        """Let something else run in the place of ``run``, which hangs."""
+        lane = self._tasks if isinstance(run.hold, AsyncHold) else self._threads
+        lane.replace(run)

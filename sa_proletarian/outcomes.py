@@ -80,8 +80,8 @@ class Fate:
 
 FATES: Mapping[Outcome, Fate] = {
     Outcome.RETURNED: Fate("the handler returned", Move.ARCHIVE, "–", Status.SUCCESS),
-    Outcome.RETRIED: Fate("the handler raised, the strategy gives a delay", Move.RESCHEDULE, "finish + delay"),
-    Outcome.GAVE_UP: Fate("the handler raised, the strategy gives up", Move.ARCHIVE, "–", Status.FAILURE),
+    Outcome.RETRIED: Fate("the handler raised or timed out, the strategy gives a delay", Move.RESCHEDULE, "finish + delay"),
+    Outcome.GAVE_UP: Fate("the handler raised or timed out, the strategy gives up", Move.ARCHIVE, "–", Status.FAILURE),
     Outcome.SNOOZED: Fate("the handler raised `Snooze`", Move.RESCHEDULE, "now + delay", attempt=False),
     Outcome.CANCELLED: Fate("the handler raised `Cancel`", Move.ARCHIVE, "–", Status.CANCELLED),
     Outcome.INTERRUPTED: Fate(

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Mapper, configure_mappers
 
 from . import bulk, drafts, events, outbox
 from . import clock as clocks
+from .arguments import timeout_or_none
 from .connections import own_engine, plain
 from .drafts import Item
 from .execution import Around, build_execution
@@ -175,6 +176,7 @@ class Proletarian(Registry, Generic[J, A]):
         queue: str = DEFAULT_QUEUE,
         retry: RetryStrategy | None = None,
         on_failed: OnFailed | None = None,
+        timeout: timedelta | None = None,
         session: Any = None,
         around: Around | None = None,
         listener: events.Listener = events.log_event,
@@ -184,7 +186,8 @@ class Proletarian(Registry, Generic[J, A]):
 
         The arguments mean what they mean for :class:`Worker`. Gives the outcome, such as ``Outcome.RETURNED`` or
         ``Outcome.RETRIED``, or ``None`` when nothing was due. What the handler raises is not raised here; it is in the
-        outcome, the events and the row.
+        outcome, the events and the row. A handler that does not end when its time is over is waited for: this thread has
+        no other.
         """
         self.refuse_coroutines()
         own = own_engine(engine, size=3)
@@ -192,6 +195,7 @@ class Proletarian(Registry, Generic[J, A]):
             **self._for_one(own, engine, queue=queue, listener=listener, worker_id=worker_id),
             retry=retry,
             on_failed=on_failed,
+            timeout=timeout_or_none(timeout),
             session=checked_maker(session, plain(engine)),
             around=around,
         )
@@ -207,6 +211,7 @@ class Proletarian(Registry, Generic[J, A]):
         queue: str = DEFAULT_QUEUE,
         retry: RetryStrategy | None = None,
         on_failed: OnFailed | None = None,
+        timeout: timedelta | None = None,  # noqa: ASYNC109 - the handler's
         session: Any = None,
         around: Callable[[Any], Any] | None = None,
         listener: events.Listener = events.log_event,
@@ -221,7 +226,8 @@ class Proletarian(Registry, Generic[J, A]):
 
         own = own_engine(engine, size=3, on_this_loop=True)
         settings = self._for_one(own, engine, queue=queue, listener=listener, worker_id=worker_id)
-        return await process_one(**settings, retry=retry, on_failed=on_failed, session=session, around=around)
+        settings |= {"retry": retry, "on_failed": on_failed, "timeout": timeout_or_none(timeout), "around": around}
+        return await process_one(**settings, session=session)
 
     def _for_one(
         self, own: Engine, engine: Engine | AsyncEngine, *, queue: str, listener: events.Listener, worker_id: str

@@ -8,9 +8,10 @@ from __future__ import annotations
 import inspect as python_inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
-from .arguments import callable_or_none
+from .arguments import callable_or_none, timeout_or_none
 from .models import checked_name
 from .retry import RetryStrategy, checked_strategy
 
@@ -33,6 +34,7 @@ class Registration:
     retry: RetryStrategy | None = None
     on_failed: OnFailed | None = None
     is_async: bool = False
+    timeout: timedelta | None = None
 
 
 class Registry:
@@ -42,7 +44,12 @@ class Registry:
         self._registrations: dict[str, Registration] = {}
 
     def handler(
-        self, job_type: str, *, retry: RetryStrategy | None = None, on_failed: OnFailed | None = None
+        self,
+        job_type: str,
+        *,
+        retry: RetryStrategy | None = None,
+        on_failed: OnFailed | None = None,
+        timeout: timedelta | None = None,
     ) -> Callable[[H], H]:
         """Register the decorated function ``(session, job)`` for ``job_type``.
 
@@ -51,6 +58,8 @@ class Registry:
             ``retry``, which gives up by default.
         :param on_failed: called as ``(job, error)`` after the job has been archived as ``failure`` or ``crashed``, at most
             once; ``None`` leaves it to the worker's ``on_failed``.
+        :param timeout: how long one call may take; then it is asked to end, and what it raises is a ``JobTimeout`` to the
+            retry strategy. ``None`` leaves it to the worker's ``timeout``, which is none by default.
 
         ``ValueError`` when the type has a handler already.
         """
@@ -59,6 +68,7 @@ class Registry:
         name = EVERY_TYPE if job_type == EVERY_TYPE else self._checked_type(job_type)
         checked_strategy(retry)
         callable_or_none("on_failed", on_failed)
+        self._check_timeout(timeout)
 
         def register(function: H) -> H:
             if not callable(function):
@@ -67,10 +77,13 @@ class Registry:
                 raise TypeError(f"a handler must not be a generator, whose body would not run; got {function!r}")
             if name in self._registrations:
                 raise ValueError(f"job type {name!r} has a handler already")
-            self._registrations[name] = Registration(function, retry, on_failed, is_async(function))
+            self._registrations[name] = Registration(function, retry, on_failed, is_async(function), timeout)
             return function
 
         return register
+
+    def _check_timeout(self, timeout: timedelta | None) -> None:
+        timeout_or_none(timeout)
 
     def _checked_type(self, job_type: str) -> str:
         return checked_name("job_type", job_type)

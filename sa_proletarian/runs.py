@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from enum import Enum
 from typing import Any
 
 from . import serializers
@@ -45,12 +46,41 @@ class Stopping(threading.Event):
             self._listening.discard(callback)
 
 
+class Asked(Enum):
+    """Why one run shall end before its worker does."""
+
+    TIMED_OUT = "the job's time is over"
+
+
+class _Ender(Enum):
+    HANDLER = 1
+    WORKER = 2
+
+
 class Run:
-    """A claimed job on its way through this process."""
+    """A claimed job on its way through this process.
 
-    __slots__ = ("claim", "hold", "job", "keyboard_interrupt", "noticed", "outcome", "started_at", "stopping")
+    :ivar asked: why this run alone shall end; ``None`` while it need not.
+    :ivar runner: the thread or task in which it runs.
+    """
 
-    def __init__(self, claim: Claim, hold: Hold, stopping: Stopping) -> None:
+    __slots__ = (
+        "_ended_by",
+        "_listening",
+        "asked",
+        "claim",
+        "hold",
+        "job",
+        "keyboard_interrupt",
+        "noticed",
+        "outcome",
+        "runner",
+        "started_at",
+        "stopping",
+        "timeout",
+    )
+
+    def __init__(self, claim: Claim, hold: Hold, stopping: Stopping, timeout: timedelta | None = None) -> None:
         self.claim: Claim = claim
         self.hold: Hold = hold
         self.job: Any = None
@@ -59,32 +89,91 @@ class Run:
         self.started_at: float | None = None
         self.noticed: bool = False
         self.stopping: Stopping = stopping
+        self.timeout: float | None = None if timeout is None else timeout.total_seconds()
+        self.asked: Asked | None = None
+        self.runner: Any = None
+        self._listening: set[Callable[[], Any]] = set()
+        self._ended_by: dict[None, _Ender] = {}
+
+    # for the handler --------------------------------------------------------------------------------------------------
 
     def interrupted(self) -> bool:
-        """Whether the worker is stopping; a handler that has seen this is interrupted rather than failed by an error."""
-        self.noticed = self.noticed or self.stopping.is_set()
-        return self.noticed
+        """Whether the worker is stopping, or this run shall end.
 
-    def cancel(self) -> None:
-        """Take the handler's time as over, and cancel it where that is possible; from any thread."""
-        self.noticed = True
-        self.hold.cancel_call()
+        A handler that has seen the first is interrupted rather than failed by an error.
+        """
+        self.noticed = self.noticed or self.stopping.is_set()
+        return self.noticed or self.asked is not None
 
     def sleep(self, span: timedelta) -> None:
-        """Sleep, or raise ``Interrupted`` as soon as the worker stops."""
+        """Sleep, or raise ``Interrupted`` as soon as the worker stops or this run shall end."""
         if self.hold.in_coroutine:
             raise RuntimeError("job.sleep would block the event loop: await job.sleep_async(…)")
-        if self.stopping.wait(max(0.0, span.total_seconds())):
-            self.noticed = True
-            raise Interrupted("the worker is stopping")
+        woken = threading.Event()
+        with self._telling(woken.set):
+            if woken.wait(max(0.0, span.total_seconds())):
+                raise self._interruption()
 
     async def sleep_async(self, span: timedelta) -> None:
         """Do the same on an event loop."""
         loop, woken = asyncio.get_running_loop(), asyncio.Event()
-        with self.stopping.telling(lambda: loop.call_soon_threadsafe(woken.set)), suppress(TimeoutError):
+        with self._telling(lambda: loop.call_soon_threadsafe(woken.set)), suppress(TimeoutError):
             await asyncio.wait_for(woken.wait(), max(0.0, span.total_seconds()))
-            self.noticed = True
-            raise Interrupted("the worker is stopping")
+            raise self._interruption()
+
+    @contextmanager
+    def _telling(self, callback: Callable[[], Any]) -> Generator[None, None, None]:
+        """Call ``callback`` when the handler shall end, at once if it shall already."""
+        self._listening.add(callback)
+        try:
+            if self.asked is not None:
+                callback()
+            with self.stopping.telling(callback):
+                yield
+        finally:
+            self._listening.discard(callback)
+
+    def _interruption(self) -> Interrupted:
+        if self.asked is not None:
+            return Interrupted(self.asked.value)
+        self.noticed = True
+        return Interrupted("the worker is stopping")
+
+    # for the worker, from any thread ----------------------------------------------------------------------------------
+
+    def time_left(self, now: float) -> float:
+        """Give how many seconds are left of the handler's timeout; infinitely many once it has been asked to end."""
+        if self.timeout is None or self.asked is not None:
+            return float("inf")
+        return self.timeout if self.started_at is None else self.started_at + self.timeout - now
+
+    def ask(self, why: Asked) -> None:
+        """Ask this run alone to end, and cancel the handler where that is possible; the first reason counts."""
+        self.asked = self.asked or why
+        for callback in [*self._listening]:
+            callback()
+        self.hold.cancel_call()
+
+    def cancel(self) -> None:
+        """Take the handler's time as over because the worker stops, and cancel it where that is possible."""
+        self.noticed = True
+        self.hold.cancel_call()
+
+    def finish(self) -> bool:
+        """Whether the handler's end decides what becomes of the job: not, if the worker has given the run up before."""
+        return self._ended_by.setdefault(None, _Ender.HANDLER) is _Ender.HANDLER
+
+    def abandon(self) -> bool:
+        """Give the run up, which then does nothing more; ``False`` when its handler has ended before."""
+        if self._ended_by.setdefault(None, _Ender.WORKER) is _Ender.HANDLER:
+            return False
+        self.hold.abandon()
+        return True
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the worker has given the run up."""
+        return self._ended_by.get(None) is _Ender.WORKER
 
 
 @dataclass(slots=True, eq=False)

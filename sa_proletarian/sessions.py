@@ -37,6 +37,7 @@ class Hold:
     :ivar held: pid and transaction of the server process that holds the job; ``None`` before first use.
     :ivar lost: the claim was somebody else's at first use, whatever the handler makes of that.
     :ivar unavailable: why the transaction could not be opened, whatever the handler makes of that.
+    :ivar spoilt: a cancel was sent to the server process; as it may arrive late, nobody shall have the connection next.
     """
 
     def __init__(self, engine: Engine, lifecycle: Lifecycle, claim: Claim) -> None:
@@ -52,6 +53,7 @@ class Hold:
         self.held: Held | None = None
         self.lost: bool = False
         self.unavailable: BaseException | None = None
+        self.spoilt: bool = False
 
     def _make_lock(self) -> AbstractContextManager[bool]:
         return threading.Lock()
@@ -88,6 +90,10 @@ class Hold:
         """Give no connection to the session any more; a thread that outlives its handler must not join the settling."""
         with self._opening:
             self._over = True
+
+    def abandon(self) -> None:
+        """Do the same from another thread, without waiting for one that is just opening: its fence will not hold."""
+        self._over = True
 
     def for_settling(self) -> Connection:
         """Give the open connection, with its own execution options, whatever the handler has set on it."""
@@ -143,7 +149,7 @@ class Hold:
     def _release(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            _discard(connection)
+            throw_away(connection) if self.spoilt else _discard(connection)
 
     def _claim_lost(self) -> ClaimLost:
         return ClaimLost(f"the claim on job {self._claim.job_id} belongs to somebody else now")

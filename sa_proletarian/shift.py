@@ -43,7 +43,7 @@ class Shift:
         self._emit = execution.conclusion.emit
         self._worker_id = execution.transactions.worker_id
         self._on_shutdown = on_shutdown
-        self._tray = Tray()
+        self._tray = Tray(self._replace)
         self._feeder = self._make_feeder(slots=threads, polling_interval=polling_interval, on_polling_error=on_polling_error)
         self._deadline = float("inf")
         self._inbox: queues.SimpleQueue[int | None] | None = None
@@ -99,7 +99,11 @@ class Shift:
         self._execution.stopping.wait((number - 1) * random.uniform(0.2, 1.0) * STAGGER)
         while (item := self._tray.take()) is not None:
             if isinstance(item, Run):
-                self._feeder.ended(item, self._perform(item))
+                item.runner = threading.current_thread()
+                report = self._perform(item)
+                if item.abandoned:
+                    return
+                self._feeder.ended(item, report)
             else:
                 self._execution.conclusion.call_on_failed(item)
 
@@ -109,6 +113,13 @@ class Shift:
         except BaseException as error:  # not the handler's error, which is a value by now, but ours: the job runs again
             self._emit(events.JobWorkerError, error=error)
             return Report(run, connection_died(error))
+
+    def _replace(self, run: Run) -> None:
+        """Start a thread in the place of the one in which ``run`` hangs, and which ends by itself if it ever comes back."""
+        thread = self._thread(self._work, str(len(self.threads)), 1)
+        self._handlers = [*(other for other in self._handlers if other is not run.runner), thread]
+        self.threads.append(thread)
+        thread.start()
 
     def _feed(self) -> None:
         try:

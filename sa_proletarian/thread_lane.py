@@ -22,8 +22,9 @@ class ThreadLane:
         self._execution = execution
         self._ended = ended
         self._most = most
-        self._tray = Tray()
+        self._tray = Tray(self.replace)
         self._threads: list[threading.Thread] = []
+        self._started = 0
         self._inside = 0
         self._counting = threading.Lock()
 
@@ -35,6 +36,15 @@ class ThreadLane:
             missing = min(self._most, self._inside) - len(self._threads)
         self._tray.put(work)
         for _ in range(missing):
+            self._start_one()
+
+    def replace(self, run: Run) -> None:
+        """Forget the thread in which ``run`` hangs; another takes its place if there is work."""
+        with self._counting:
+            self._inside -= 1
+            self._threads.remove(run.runner)
+            missing = min(self._most, self._inside) - len(self._threads)
+        if missing > 0:
             self._start_one()
 
     def take_back(self, claimed_before: float) -> list[Run]:
@@ -60,7 +70,8 @@ class ThreadLane:
         return threading.current_thread() in self._threads
 
     def _start_one(self) -> None:
-        name = f"{self._execution.transactions.worker_id}-{len(self._threads) + 1}"
+        self._started += 1
+        name = f"{self._execution.transactions.worker_id}-{self._started}"
         thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
@@ -68,7 +79,10 @@ class ThreadLane:
     def _work(self) -> None:
         while (item := self._tray.take()) is not None:
             assert isinstance(item, Run)
+            item.runner = threading.current_thread()
             report = self._perform(item)
+            if item.abandoned:
+                return
             with self._counting:
                 self._inside -= 1
             self._ended(item, report)

@@ -45,6 +45,7 @@ class Transactions:
     lease: timedelta
     crash_ceiling: int
     make_hold: Callable[[Claim], Hold]
+    timeout: timedelta | None = None
     stopping: Stopping = field(default_factory=Stopping)
 
     def claim(self, connection: Connection, *, limit: int, idle: bool, skip_last_chance: bool = False) -> Claimed:
@@ -160,7 +161,9 @@ class Transactions:
 
     def _start(self, claim: Claim, now: float) -> Run:
         claim.claimed_at = claim.renewed_at = now
-        return Run(claim, self.make_hold(claim), self.stopping)
+        registration = self.registry.registration(claim.job_type)
+        timeout = registration.timeout if registration is not None and registration.timeout is not None else self.timeout
+        return Run(claim, self.make_hold(claim), self.stopping, timeout)
 
 
 def _settled(report: Report, moved: bool, stands: bool, was_tried: bool) -> Settled:

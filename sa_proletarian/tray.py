@@ -7,23 +7,28 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from .runs import Run, Settled
 
 
 class Intake(Protocol):
-    """Where the feeder puts work, and takes back what has not been begun."""
+    """Where the feeder puts work, takes back what has not been begun, and says what will not come back from its run."""
 
     def put(self, items: Iterable[Run | Settled]) -> None: ...
     def take_back(self, claimed_before: float) -> list[Run]: ...
+    def replace(self, run: Run, /) -> None: ...
 
 
 class Tray:
-    """Where the feeder puts work and handler threads take it: runs, and ``on_failed`` calls that are due."""
+    """Where the feeder puts work and handler threads take it: runs, and ``on_failed`` calls that are due.
 
-    def __init__(self) -> None:
+    :param replace: called with a run whose thread hangs, to start another.
+    """
+
+    def __init__(self, replace: Callable[[Run], None]) -> None:
+        self.replace: Callable[[Run], None] = replace
         self._items: deque[Run | Settled] = deque()
         self._changed = threading.Condition()
         self._closed = False

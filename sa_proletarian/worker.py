@@ -54,6 +54,9 @@ class Worker:
         default 30 s. Claims are renewed after a third of it.
     :param crash_ceiling: how many times a process may die under a job before it is archived as ``crashed``; at least 2,
         default 5.
+    :param timeout: how long a call of a handler may take that has no ``timeout`` of its own; default: as long as it likes.
+        Then ``job.interrupted`` is true, ``job.sleep`` raises and the handler's SQL is cancelled; the retry strategy decides
+        as after any error. A handler that has not ended 2 s later is left behind, and another thread takes its place.
     :param session: the app's ``sessionmaker``, whose class and options handlers' sessions keep; or its ``scoped_session``,
         which then is the handler's session while the handler runs.
     :param around: ``(job) -> context manager``, entered around each handler: an app context, a tenant, an error
@@ -83,6 +86,7 @@ class Worker:
         termination_timeout: timedelta = timedelta(seconds=10),
         lease: timedelta = timedelta(seconds=30),
         crash_ceiling: int = 5,
+        timeout: timedelta | None = None,
         session: Any = None,
         around: Around | None = None,
         listener: events.Listener = events.log_event,
@@ -106,6 +110,7 @@ class Worker:
         self._termination_timeout = arguments.span("termination_timeout", termination_timeout, timedelta(0))
         self._lease = arguments.span("lease", lease, timedelta(milliseconds=300))
         self._crash_ceiling = arguments.at_least("crash_ceiling", crash_ceiling, 2)
+        self._timeout = arguments.timeout_or_none(timeout)
         self._session = checked_maker(session, self._engine)
         self._around = arguments.callable_or_none("around", around)
         self._emit = events.Emitter(listener, worker_id=self.worker_id, queue=self.queue)
@@ -190,6 +195,7 @@ class Worker:
             session=self._session,
             around=self._around,
             now=self._jobs.clock,
+            timeout=self._timeout,
         )
         return Shift(
             execution,

@@ -121,6 +121,11 @@ class UpsideJob(ClojureJobMixin, Base):
     serializer = Upside()
 
 
+def test_a_timeout_is_refused_because_nobody_would_watch_it(jobs):
+    with pytest.raises(TypeError, match="knows no timeouts"):
+        jobs.handler("work", timeout=timedelta(seconds=1))
+
+
 def test_the_serializer_can_be_the_apps_own(tables, rows):
     jobs = ClojureProletarian(UpsideJob)
     seen = []
