@@ -19,10 +19,11 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that ``argv`` (default: ``sys.argv``) names, and give its exit code.
 
-    0 is success, 1 a failure that has been explained, 2 wrong usage, 130 Ctrl-C.
+    0 is success, 1 a failure that has been explained, 2 wrong usage, 3 no connection to the database, 130 Ctrl-C.
     """
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    arguments = parser.parse_args(given, argparse.Namespace(given=given))
     command: Callable[[argparse.Namespace], int] | None = arguments.command
     if command is None:
         parser.print_help(sys.stderr)
@@ -40,7 +41,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sa-proletarian", description="Durable background jobs in your own database.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     parser.set_defaults(command=None)
-    _add_demo(parser.add_subparsers(title="commands", metavar=""))
+    commands = parser.add_subparsers(title="commands", metavar="")
+    _add_demo(commands)
+    _add_check(commands)
+    _add_grants(commands)
+    _add_worker(commands)
     return parser
 
 
@@ -59,6 +64,63 @@ def _demo(arguments: argparse.Namespace) -> int:
     from .demo import main as demo  # noqa: PLC0415 (--help answers at once)
 
     return demo(plain=arguments.plain)
+
+
+def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    check = commands.add_parser(
+        "check",
+        help="say in one line whether the tables are what this version needs",
+        description="Say in one line whether the tables in the database are what this version needs, and how to get there. "
+        "It reads PostgreSQL's catalog, changes nothing, and needs no right to the tables. "
+        "Exit code: 0 they are, 1 they are not, 2 wrong usage, 3 the database could not be asked.",
+    )
+    check.add_argument(
+        "--url",
+        default=os.environ.get("SA_PROLETARIAN_DATABASE_URL"),
+        help="the database, as postgresql+psycopg://user:password@host/database; default: $SA_PROLETARIAN_DATABASE_URL",
+    )
+    _add_models(check)
+    check.set_defaults(command=_check)
+
+
+def _add_grants(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    grants = commands.add_parser(
+        "grants",
+        help="print the GRANT statements for a role that enqueues, works or administers",
+        description="Print the GRANT statements that give a role of the database what it needs, and no more.",
+    )
+    grants.add_argument("--role", required=True, choices=("enqueuer", "worker", "admin"), help="what the role is for")
+    grants.add_argument("--to", metavar="NAME", help="the role of the database; default: proletarian_enqueuer and so on")
+    _add_models(grants)
+    grants.set_defaults(command=_grants)
+
+
+def _add_models(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--models",
+        metavar="PLACES",
+        help="the app's models: module:jobs (a Proletarian), or module:Job,module:ArchivedJob; default: the library's own",
+    )
+    command.add_argument("--prefix", help="instead of --models: what goes before job, archived_job and worker")
+    command.add_argument("--schema", help="the schema of tables whose models name none; default: as the search_path says")
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from .commands import check  # noqa: PLC0415 (--help answers at once)
+
+    return check(arguments)
+
+
+def _grants(arguments: argparse.Namespace) -> int:
+    from .commands import grants  # noqa: PLC0415 (--help answers at once)
+
+    return grants(arguments)
+
+
+def _add_worker(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from .worker_command import add_parser  # noqa: PLC0415 (its arguments are its own)
+
+    add_parser(commands)
 
 
 def _version() -> str:

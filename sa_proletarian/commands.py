@@ -1,0 +1,154 @@
+"""What the commands ``check`` and ``grants`` do.
+
+It owns the way from arguments to models and to a database, the words for what is wrong with them, and the exit codes. It
+refuses to parse arguments (``cli``), and to print a password, whoever would quote it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Engine, MetaData, create_engine, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from . import grants as rights
+from . import schema
+from .errors import ProletarianError, without_details
+from .model_factory import models_for
+
+OK, DRIFT, USAGE, NO_CONNECTION = 0, 1, 2, 3
+
+_CONNECT_TIMEOUT = 10
+_VARIABLE = "SA_PROLETARIAN_DATABASE_URL"
+
+
+class UsageError(Exception):
+    """The arguments do not mean anything that can be done; the message says why."""
+
+
+def check(arguments: Namespace) -> int:
+    """Print in one line whether the tables are what this version needs.
+
+    0: they are. 1: they are not. 2: the arguments are wrong. 3: the database could not be asked.
+    """
+    return _explained(_check, arguments)
+
+
+def grants(arguments: Namespace) -> int:
+    """Print the GRANT statements for a role; 2 if the arguments are wrong."""
+    return _explained(_grants, arguments)
+
+
+def _explained(command: Callable[[Namespace], int], arguments: Namespace) -> int:
+    try:
+        return command(arguments)
+    except (UsageError, ProletarianError) as error:
+        return _complain(str(error), USAGE)
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"sa-proletarian: {message}", file=sys.stderr)  # noqa: T201
+    return code
+
+
+def _check(arguments: Namespace) -> int:
+    url = _url(arguments.url)
+    models = _models(arguments)
+    engine = _engine(url)
+    try:
+        with engine.execution_options(schema_translate_map=_schemas(arguments)).connect() as connection:
+            result = schema.check(connection, *models)
+    except SQLAlchemyError as error:
+        return _complain(_without_password(_first_line(error), url), NO_CONNECTION)
+    finally:
+        engine.dispose()
+    print(result.message)  # noqa: T201
+    return OK if result.ok else DRIFT
+
+
+def _grants(arguments: Namespace) -> int:
+    models = _models(arguments)
+    try:
+        given = rights.grants(arguments.role, *models, to=arguments.to, schema_translate_map=_schemas(arguments))
+        print(given.script())  # noqa: T201
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    return OK
+
+
+# the database ---------------------------------------------------------------------------------------------------------
+
+
+def _url(given: str | None) -> URL:
+    if not given:
+        raise UsageError(f"give --url, or set {_VARIABLE}")
+    try:
+        url = make_url(given)
+        url.get_dialect()
+    except ArgumentError:  # its message may quote what it was given
+        raise UsageError("the URL cannot be read; write it as postgresql+psycopg://user:password@host/database") from None
+    except ImportError as missing:
+        raise UsageError(f"the URL's driver is not installed ({missing.name})") from None
+    # one that needs an event loop is not needed to ask a question; psycopg is there, for it is a dependency
+    return url.set(drivername="postgresql+psycopg") if url.get_dialect().is_async else url
+
+
+def _engine(url: URL) -> Engine:
+    arguments: dict[str, Any] = {}
+    if url.get_dialect().driver.startswith("psycopg") and "connect_timeout" not in url.query:
+        arguments["connect_timeout"] = _CONNECT_TIMEOUT
+    try:
+        return create_engine(url, poolclass=NullPool, hide_parameters=True, connect_args=arguments)
+    except ImportError as missing:
+        raise UsageError(f"the URL's driver is not installed ({missing.name})") from None
+
+
+def _first_line(error: SQLAlchemyError) -> str:
+    original = getattr(error, "orig", None) or error
+    return without_details(str(original)).strip().split("\n")[0]
+
+
+def _without_password(message: str, url: URL) -> str:
+    return message.replace(url.password, "***") if url.password else message
+
+
+# the models -----------------------------------------------------------------------------------------------------------
+
+
+def _models(arguments: Namespace) -> tuple[Any, Any]:
+    if arguments.models is None:
+        return models_for(MetaData(), prefix=arguments.prefix or "proletarian_")
+    if arguments.prefix is not None:
+        raise UsageError("give --models or --prefix: models have their tables' names")
+    found = [_object(place) for place in arguments.models.split(",", maxsplit=1)]
+    try:
+        return schema.models_of(*found)
+    except TypeError:
+        raise UsageError(
+            f"--models takes module:jobs or module:Job,module:ArchivedJob, but {arguments.models} is not that"
+        ) from None
+
+
+def _object(place: str) -> Any:
+    module_name, colon, path = place.strip().partition(":")
+    if not (module_name and colon and path):
+        raise UsageError(f"--models takes module:name, got {place!r}")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module_name)
+        for name in path.split("."):
+            found = getattr(found, name)
+    except Exception as error:  # whatever an app's module does when it is imported
+        raise UsageError(f"{place} cannot be imported: {type(error).__name__}: {error}") from error
+    return found
+
+
+def _schemas(arguments: Namespace) -> dict[str | None, str | None]:
+    return {} if arguments.schema is None else {None: arguments.schema}
