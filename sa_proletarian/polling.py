@@ -50,14 +50,14 @@ class FinishRate:
 
 
 def capacity(slots: int, per_second: float) -> int:
-    """Give how many jobs a worker may have claimed at once: a quarter of a second's work, but at least one a slot."""
-    return max(slots, min(LARGEST_BATCH, int(per_second * BATCH_SPAN)))
+    """Give how many jobs a worker may have claimed at once: one a slot, and a quarter of a second's work behind them."""
+    return max(slots, min(LARGEST_BATCH, slots + int(per_second * BATCH_SPAN)))
 
 
 def wanted(slots: int, outstanding: int, per_second: float) -> int:
-    """Give how many jobs to claim now: none before a slot is free or half of what was claimed is done."""
+    """Give how many jobs to claim now: none before a slot is free, or half of what waits behind the slots is gone."""
     most = capacity(slots, per_second)
-    if outstanding >= slots and outstanding > most // 2:
+    if outstanding >= slots and outstanding > slots + (most - slots) // 2:
         return 0
     return most - outstanding
 

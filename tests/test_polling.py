@@ -37,9 +37,10 @@ def waiting(*crashes: int) -> list[Waiting]:
 
 
 @pytest.mark.parametrize(
-    ("slots", "per_second", "most"), [(1, 0, 1), (4, 0, 4), (4, 16, 4), (4, 100, 25), (4, 10_000, 500), (600, 10_000, 600)]
+    ("slots", "per_second", "most"),
+    [(1, 0, 1), (4, 0, 4), (4, 16, 8), (4, 100, 29), (4, 10_000, 500), (200, 800, 400), (600, 10_000, 600)],
 )
-def test_a_worker_may_hold_a_quarter_seconds_work_but_at_least_a_job_for_each_slot(slots, per_second, most):
+def test_a_worker_may_hold_a_job_for_each_slot_and_a_quarter_seconds_work_behind_them(slots, per_second, most):
     assert capacity(slots, per_second) == most
 
 
@@ -50,12 +51,14 @@ def test_a_worker_may_hold_a_quarter_seconds_work_but_at_least_a_job_for_each_sl
         (1, 1, 0, 0),
         (4, 3, 0, 1),
         (4, 4, 0, 0),
-        (1, 13, 100, 0),  # more than half of 25 is still here
-        (1, 12, 100, 13),
+        (1, 14, 100, 0),  # more than half of the 25 behind the slot are still here
+        (1, 13, 100, 13),
         (4, 2, 10_000, 498),
+        (200, 301, 800, 0),  # many slots: the half is of what waits, not of what runs
+        (200, 300, 800, 100),
     ],
 )
-def test_a_worker_claims_when_a_slot_is_free_or_half_of_its_jobs_are_done(slots, outstanding, per_second, count):
+def test_a_worker_claims_when_a_slot_is_free_or_half_of_what_waits_has_begun(slots, outstanding, per_second, count):
     assert wanted(slots, outstanding, per_second) == count
 
 
