@@ -6,11 +6,9 @@ refuses to parse arguments (``cli``), and to print a password, whoever would quo
 
 from __future__ import annotations
 
-import importlib
 import sys
 from argparse import Namespace
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Engine, MetaData, create_engine, make_url
@@ -21,6 +19,7 @@ from . import grants as rights
 from . import schema
 from .errors import ProletarianError, without_details
 from .model_factory import models_for
+from .references import ModuleUnusable, ReferenceMistake, look_up
 
 OK, DRIFT, USAGE, NO_CONNECTION = 0, 1, 2, 3
 
@@ -136,18 +135,10 @@ def _models(arguments: Namespace) -> tuple[Any, Any]:
 
 
 def _object(place: str) -> Any:
-    module_name, colon, path = place.strip().partition(":")
-    if not (module_name and colon and path):
-        raise UsageError(f"--models takes module:name, got {place!r}")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
     try:
-        found: Any = importlib.import_module(module_name)
-        for name in path.split("."):
-            found = getattr(found, name)
-    except Exception as error:  # whatever an app's module does when it is imported
-        raise UsageError(f"{place} cannot be imported: {type(error).__name__}: {error}") from error
-    return found
+        return look_up(place.strip())
+    except (ReferenceMistake, ModuleUnusable) as error:
+        raise UsageError(f"--models: {error}") from error
 
 
 def _schemas(arguments: Namespace) -> dict[str | None, str | None]:

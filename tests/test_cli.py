@@ -4,8 +4,9 @@ import subprocess
 import sys
 
 import pytest
+from sqlalchemy import MetaData, text
 
-from sa_proletarian import cli, demo
+from sa_proletarian import cli, demo, models_for
 
 
 def test_it_says_its_version(capsys):
@@ -56,3 +57,147 @@ def test_a_reader_that_goes_away_is_no_traceback():
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 1
+
+
+# check and grants
+
+
+VARIABLE = "SA_PROLETARIAN_DATABASE_URL"
+
+
+@pytest.fixture
+def url(tables):
+    return tables.url.render_as_string(hide_password=False)
+
+
+def execute(engine, statement):
+    with engine.begin() as connection:
+        connection.execute(text(statement))
+
+
+def test_check_says_in_one_line_that_all_is_well(url, capsys):
+    assert cli.main(["check", "--url", url]) == 0
+    out, err = capsys.readouterr()
+    assert out == "proletarian_job, proletarian_archived_job, proletarian_worker: schema v2, as this version needs\n"
+    assert err == ""
+
+
+def test_check_says_in_one_line_what_is_wrong_and_how_to_get_there(tables, url, capsys):
+    execute(tables, "DROP TABLE proletarian_worker")
+    for table in ("job", "archived_job"):
+        execute(tables, f"COMMENT ON TABLE proletarian_{table} IS 'sa_proletarian schema v1'")
+    assert cli.main(["check", "--url", url]) == 1
+    advice = "proletarian_job: schema v1, this version needs v2: run op.proletarian_migrate(1, 2)\n"
+    assert capsys.readouterr() == (advice, "")
+
+
+def test_check_asks_the_database_that_the_environment_names(url, capsys, monkeypatch):
+    monkeypatch.setenv(VARIABLE, url)
+    assert cli.main(["check"]) == 0
+    assert "schema v2" in capsys.readouterr().out
+
+
+def test_check_reaches_an_async_drivers_database_as_well(tables, capsys):
+    url = tables.url.set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)
+    assert cli.main(["check", "--url", url]) == 0
+
+
+def test_prefix_and_schema_name_the_tables(tables, url, capsys):
+    execute(tables, "CREATE SCHEMA queues")
+    job, _ = models_for(MetaData(), prefix="mail_", schema="queues")
+    job.metadata.create_all(tables)
+    assert cli.main(["check", "--url", url, "--prefix", "mail_", "--schema", "queues"]) == 0
+    assert capsys.readouterr().out.startswith("queues.mail_job, ")
+    assert cli.main(["check", "--url", url, "--prefix", "mail_"]) == 1
+    assert "but there is queues.mail_job" in capsys.readouterr().out
+
+
+@pytest.fixture
+def app(tmp_path, monkeypatch):
+    """Write the module of an app into the current directory, and give a reference to something in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    name = f"app_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(
+        "from sqlalchemy import MetaData\n"
+        "from sa_proletarian import Proletarian, models_for\n"
+        "Job, ArchivedJob = models_for(MetaData(), prefix='mail_')\n"
+        "jobs = Proletarian(Job, ArchivedJob)\n"
+        "class Container:\n"
+        "    jobs = jobs\n"
+    )
+    yield lambda *objects: ",".join(f"{name}:{each}" for each in objects)
+    sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("objects", [["jobs"], ["Job", "ArchivedJob"], ["Container.jobs"]])
+def test_the_apps_own_models_are_checked(app, url, capsys, objects):
+    assert cli.main(["check", "--url", url, "--models", app(*objects)]) == 1
+    assert "run op.proletarian_migrate(0, 2, prefix='mail_')" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "objects", [["Job"], ["Container"], ["Job", "Container"], ["nothing"], ["Job", "ArchivedJob", "jobs"]]
+)
+def test_what_are_no_models_is_wrong_usage(app, url, capsys, objects):
+    assert cli.main(["check", "--url", url, "--models", app(*objects)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("sa-proletarian: --models")
+
+
+USAGE = {
+    "no URL": [],
+    "no readable URL": ["--url", "secret-4711"],
+    "a driver that is not installed": ["--url", "postgresql+pg8000://me:secret-4711@localhost/app"],
+    "an unknown dialect": ["--url", "nosuch://me:secret-4711@localhost/app"],
+    "another database": ["--url", "sqlite://"],
+    "models and a prefix": ["--url", "sqlite://", "--models", "app:jobs", "--prefix", "mail_"],
+    "no module": ["--url", "sqlite://", "--models", "no_such_module:jobs"],
+    "no reference": ["--url", "sqlite://", "--models", "app"],
+}
+
+
+@pytest.mark.parametrize("usage", USAGE)
+def test_wrong_usage_of_check_is_explained_without_the_password(usage, capsys, monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert cli.main(["check", *USAGE[usage]]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("sa-proletarian: ")
+    assert "secret-4711" not in err
+
+
+def test_a_database_that_cannot_be_reached_is_3_and_the_password_is_not_printed(capsys, tmp_path):
+    """The server's folder is named like the password, so that the driver quotes it."""
+    url = f"postgresql+psycopg://me:secret-4711@/app?host={tmp_path}/secret-4711"
+    assert cli.main(["check", "--url", url]) == 3
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    assert "***" in err and "secret-4711" not in err
+
+
+def test_a_database_that_is_not_there_is_3(tables, capsys):
+    url = tables.url.set(database="nowhere").render_as_string(hide_password=False)
+    assert cli.main(["check", "--url", url]) == 3
+    assert 'database "nowhere" does not exist' in capsys.readouterr().err
+
+
+def test_grants_prints_what_can_be_run(tables, capsys):
+    assert cli.main(["grants", "--role", "enqueuer", "--to", "pg_monitor"]) == 0
+    script = capsys.readouterr().out
+    with tables.connect() as connection:
+        connection.execute(text(script))
+        granted = "SELECT has_table_privilege('pg_monitor', 'proletarian_job', 'INSERT')"
+        assert connection.scalar(text(granted)) is True
+
+
+def test_grants_are_for_the_models_and_schema_that_are_named(app, capsys):
+    assert cli.main(["grants", "--role", "admin", "--models", app("jobs"), "--schema", "q"]) == 0
+    out = capsys.readouterr().out
+    assert "GRANT USAGE ON SCHEMA q TO proletarian_admin;" in out
+    assert "DELETE ON TABLE q.mail_archived_job TO proletarian_admin;" in out
+
+
+def test_grants_to_everybody_are_wrong_usage(capsys):
+    assert cli.main(["grants", "--role", "worker", "--to", "public"]) == 2
+    assert "to must name a role" in capsys.readouterr().err
