@@ -1,8 +1,8 @@
 """Conditions and definitions as PostgreSQL writes them back, and as a model has them, in one form that can be compared.
 
 It owns that form: a sequence of tokens without brackets, without casts of literals, and with instants as numbers. It is no
-parser of SQL: it is sure for conjunctions of comparisons, which is what the library's CHECKs are, and says of anything else
-that it is not. It refuses to touch a connection.
+parser of SQL: it is sure for conjunctions of comparisons, which is what the library's conditions are, and says of anything
+else that it is not. It refuses to touch a connection.
 
 PostgreSQL writes ``a >= 0`` back as ``(a >= 0)``, or as ``(a >= (0)::numeric)`` where that is the column's type, and an
 instant as it prints in the time zone of whoever asks, having read it in that of whoever made the table. So two instants are
@@ -25,14 +25,15 @@ _DAY = 86_400
 _DATE = re.compile(r"'(\d{4}-\d\d-\d\d)'")
 _MARK = re.compile(r"@(\d+)@")
 _TYPE = r'(?:character varying|double precision|timestamp with(?:out)? time zone|[\w."]+)'
-_CAST = re.compile(rf"('[^']*'|\b\d+(?:\.\d+)?|@\d+@)::{_TYPE}")
+_CAST = re.compile(rf"('[^']*'|\b\d+(?:\.\d+)?)::{_TYPE}|::text\b")  # a VARCHAR is compared as text
 _WORD = re.compile(r"@\d+@|'[^']*'|\w+|[^\w\s]+")
-_SIMPLE = re.compile(r"\w+ (?:[<>]=?|=|<>) (?:\d+|'[^']*')(?: AND \w+ (?:[<>]=?|=|<>) (?:\d+|'[^']*'))*")
+_COMPARISON = r"\w+ (?:(?:[<>]=?|=|<>) (?:\d+|'[^']*')|IS (?:NOT )?NULL)"
+_SIMPLE = re.compile(rf"{_COMPARISON}(?: AND {_COMPARISON})*")
 _STORAGE = re.compile(r" (?:WITH \([^)]*\)|TABLESPACE \S+)")
 
 
 def is_simple(condition: str) -> bool:
-    """Say whether ``condition`` is a conjunction of comparisons with literals, whose forms can be compared for sure."""
+    """Say whether it compares columns with literals or NULL, joined by AND: the forms of such can be compared for sure."""
     return _SIMPLE.fullmatch(condition) is not None
 
 

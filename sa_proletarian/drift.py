@@ -171,10 +171,18 @@ def _is_condition(needed: str, found: FoundConstraint) -> bool:
 
 
 def _is_index(needed: NeededIndex, found: FoundIndex) -> bool:
-    definition = conditions.without_storage(found.definition)
-    return needed.is_unique == found.is_unique and conditions.alike(
-        conditions.of_model(needed.definition), conditions.of_database(definition)
+    """Compare; of a predicate of the app's own, in an index with our name, only that there is one."""
+    needs, where, needed_predicate = needed.definition.partition(" WHERE ")
+    has, found_where, predicate = conditions.without_storage(found.definition).partition(" WHERE ")
+    return (
+        (needed.is_unique, where) == (found.is_unique, found_where)
+        and conditions.alike(conditions.of_model(needs), conditions.of_database(has))
+        and (_is_predicate(needed_predicate, predicate) or not conditions.is_simple(needed_predicate))
     )
+
+
+def _is_predicate(needed: str, found: str) -> bool:
+    return conditions.alike(conditions.of_model(needed), conditions.of_database(found))
 
 
 def _shown(index: NeededIndex | FoundIndex) -> str:

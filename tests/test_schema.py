@@ -9,7 +9,19 @@ from uuid import uuid4
 import pytest
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
-from sqlalchemy import BigInteger, Identity, MetaData, SmallInteger, String, Text, create_engine, text
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Identity,
+    Index,
+    MetaData,
+    Numeric,
+    SmallInteger,
+    String,
+    Text,
+    create_engine,
+    text,
+)
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -452,7 +464,7 @@ def app_models():
         __tablename__ = "order"
         job_id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
         attempts: Mapped[int] = mapped_column(SmallInteger, nullable=False)
-        crashes: Mapped[int] = mapped_column(BigInteger, nullable=False)
+        crashes: Mapped[int] = mapped_column(Numeric(10, 0), nullable=False)  # whose CHECK the server writes with a cast
         payload: Mapped[Any] = mapped_column(Text, nullable=False)
         tenant: Mapped[str | None] = mapped_column(String(7))
         job_id_strategy = staticmethod(database_generated)
@@ -498,6 +510,43 @@ def test_the_type_of_a_column_of_the_apps_own_is_its_own_business(engine):
     Base.metadata.create_all(engine)
     execute(engine, 'ALTER TABLE "order" ALTER tenant TYPE int USING NULL; DROP INDEX IF EXISTS mine')
     assert check(engine, Task, Done).ok
+
+
+def test_a_condition_of_the_apps_own_under_our_name_is_compared_by_name_only(engine):
+    Base = base()
+    own = CheckConstraint("attempts IN (0, 1, 2)", name=CK)
+    Task = type("Task", (JobMixin, Base), {"__table_args__": (own, {})})
+    Done = type("Done", (ArchivedJobMixin, Base), {})
+    Base.metadata.create_all(engine)
+    assert check(engine, Task, Done).message == OK
+    execute(engine, f"{ALTER_JOB} DROP CONSTRAINT {CK}")
+    assert whats(check(engine, Task, Done)) == [f"proletarian_job: CHECK {CK} is missing"]
+
+
+def test_an_index_of_the_apps_own_under_our_name_is_what_is_needed(engine):
+    Base = base()
+    where = text("claim_id IS NULL AND queue = 'q'")
+    own = Index(DUE, "queue", "process_at", unique=True, postgresql_where=where, postgresql_with={"fillfactor": 50})
+    Task = type("Task", (JobMixin, Base), {"__table_args__": (own, {})})
+    Done = type("Done", (ArchivedJobMixin, Base), {})
+    Base.metadata.create_all(engine)
+    assert check(engine, Task, Done).message == OK
+    execute(engine, f"{DROP_DUE.replace('CREATE', 'CREATE UNIQUE')} (queue, process_at) WHERE claim_id IS NULL")
+    [problem] = check(engine, Task, Done).problems
+    assert "needs UNIQUE btree (queue, process_at) WHERE claim_id IS NULL AND queue = 'q'" in problem.what
+    follow(engine, problem.remedy)
+    assert check(engine, Task, Done).message == OK
+
+
+def test_a_predicate_that_the_server_writes_in_other_words_is_not_compared(engine):
+    Base = base()
+    own = Index(DUE, "queue", postgresql_where=text("queue IN ('a', 'b')"))
+    Task = type("Task", (JobMixin, Base), {"__table_args__": (own, {})})
+    Done = type("Done", (ArchivedJobMixin, Base), {})
+    Base.metadata.create_all(engine)
+    assert check(engine, Task, Done).message == OK
+    execute(engine, f"{DROP_DUE} (queue)")
+    assert f"{DUE_IS} btree (queue), needs" in check(engine, Task, Done).message
 
 
 def test_tables_of_the_models_are_told_apart_by_instance(tables):
