@@ -1,0 +1,139 @@
+"""The jobs of workers that have died: they are due at once, not when their leases run out.
+
+It owns the statement, and a thread in which the supervisor has it said: a database that is away must not keep it from its
+children. A claim whose lease is ended here is an expired claim like any other, so that its next claim counts the crash.
+It refuses to touch rows that a transaction still holds; it comes back for them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Text, any_, bindparam, func, select, update
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from . import clock
+from .dialects import statement_now
+from .errors import describe
+from .event_log import logger
+from .lifecycle import Lifecycle
+from .roster import Roster
+from .transactions import SETTLE_LIMITS
+
+FIRST_PAUSE = 0.25
+LONGEST_PAUSE = 5.0
+WATCHED = 10.0
+"""So many seconds a dead worker is looked after: the server may still be at a statement that it had sent."""
+LAST_CALL = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Deceased:
+    """A worker that has died.
+
+    :param at: monotonic seconds.
+    """
+
+    worker_id: str
+    queue: str
+    at: float
+
+
+class Leases:
+    """The verb on leases of the dead, for one job model."""
+
+    def __init__(self, job_model: Any) -> None:
+        job = job_model.__table__
+        workers = bindparam("workers", type_=ARRAY(Text()))
+        theirs = (job.c.claimed_by == any_(workers), job.c.claimed_until > statement_now())
+        free = select(job.c.job_id).where(*theirs).with_for_update(key_share=True, skip_locked=True, of=job).subquery("free")
+        self._end: Any = update(job).where(job.c.job_id == free.c.job_id).values(claimed_until=statement_now())
+        self._left: Any = select(func.count()).select_from(job).where(*theirs)
+
+    def end(self, connection: Connection, worker_ids: Sequence[str]) -> tuple[int, int]:
+        """End the leases of ``worker_ids``, who must be dead; give how many, and how many rows somebody still holds."""
+        parameters = {"workers": list(worker_ids)}
+        ended: int = connection.execute(self._end, parameters).rowcount
+        left: int = connection.scalar(self._left, parameters) or 0
+        return ended, left
+
+
+class HandBack:
+    """A thread that ends the leases of workers that have died, and strikes them off the worker table.
+
+    :param engine: an engine of its own, which it disposes of at its end.
+    :param lease: the workers' lease in seconds: nothing is owed beyond it.
+    """
+
+    def __init__(self, engine: Engine, job_model: Any, *, lease: float) -> None:
+        self._engine = engine
+        self._leases = Leases(job_model)
+        self._roster = Roster.beside(job_model)
+        self._lease = lease
+        self._news = threading.Condition()
+        self._arrived: list[Deceased] = []
+        self._closing = False
+        self._debts: list[Deceased] = []
+        self._pause = FIRST_PAUSE
+        self._thread = threading.Thread(target=self._run, name="sa_proletarian-hand-back", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, dead: Sequence[Deceased]) -> None:
+        """Take note that these workers have died; returns at once."""
+        with self._news:
+            self._arrived.extend(dead)
+            self._news.notify()
+
+    def close(self) -> None:
+        """End, once nothing is owed any more; a database that is away is waited for no longer than five seconds."""
+        with self._news:
+            self._closing = True
+            self._news.notify()
+        self._thread.join(LAST_CALL)
+
+    def _run(self) -> None:
+        while self._wait():
+            self._settle()
+        self._engine.dispose()
+
+    def _wait(self) -> bool:
+        """Wait until there is something to do; give whether there is."""
+        with self._news:
+            if not self._arrived and (self._debts or not self._closing):
+                self._news.wait((FIRST_PAUSE if self._closing else self._pause) if self._debts else None)
+            self._pause = FIRST_PAUSE if self._arrived else min(LONGEST_PAUSE, 2 * self._pause)
+            self._debts += self._arrived
+            self._arrived = []
+            return bool(self._debts) or not self._closing
+
+    def _settle(self) -> None:
+        if not self._debts:
+            return
+        try:
+            left = self._end_leases()
+        except Exception as error:
+            logger.warning("the jobs of dead workers cannot be handed back now: %s", describe(error))
+            left = 1
+        watched = max(WATCHED, self._lease) if left else 0.0 if self._closing else WATCHED
+        now = clock.monotonic()
+        self._debts = [dead for dead in self._debts if now - dead.at < watched]
+
+    def _end_leases(self) -> int:
+        with self._engine.connect() as connection:
+            with connection.begin():
+                Lifecycle.set_local(connection, **SETTLE_LIMITS)
+                ended, left = self._leases.end(connection, [dead.worker_id for dead in self._debts])
+            if ended:
+                logger.info("handed_back jobs=%s", ended)
+            if self._roster is not None:
+                with suppress(Exception), connection.begin():
+                    Lifecycle.set_local(connection, **SETTLE_LIMITS)
+                    for dead in self._debts:
+                        self._roster.unregister(connection, queue=dead.queue, worker_id=dead.worker_id)
+        return left
