@@ -156,10 +156,9 @@ def worker_id(queue: str, name: str) -> str:
 
 
 def _load(arguments: argparse.Namespace) -> App:
-    found = look_up(arguments.jobs)
-    if not isinstance(found, Proletarian):
-        raise ReferenceMistake(f"{arguments.jobs!r} is a {type(found).__name__}, not a Proletarian")
-    jobs: Proletarian[Any, Any] = found
+    jobs = look_up(arguments.jobs)
+    if not issubclass(type(jobs), Proletarian):
+        raise ReferenceMistake(f"{arguments.jobs!r} is a {type(jobs).__name__}, not a Proletarian")
     return App(arguments, jobs, _engine(arguments), _options(arguments))
 
 

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import MetaData, text
 
-from sa_proletarian import cli, demo, models_for
+from sa_proletarian import cli, demo, models_for, worker_command
 
 
 def test_it_says_its_version(capsys):
@@ -34,6 +35,23 @@ def test_demo_gets_its_option_and_gives_the_exit_code(monkeypatch, arguments, pl
     monkeypatch.setattr(demo, "main", lambda **options: asked.append(options) or 7)
     assert cli.main(arguments) == 7
     assert asked == [{"plain": plain}]
+
+
+def test_worker_gets_its_arguments_and_what_was_given_for_its_children(monkeypatch):
+    asked = []
+    monkeypatch.setattr(worker_command, "work", lambda arguments: asked.append(arguments) or 7)
+    given = ["worker", "app:jobs", "--url", "postgresql://", "--queue", "a", "--queue", "b", "--lease", "1.5"]
+    assert cli.main(given) == 7
+    assert (asked[0].given, asked[0].queue, asked[0].lease) == (given, ["a", "b"], timedelta(seconds=1.5))
+
+
+def test_the_help_of_worker_says_what_its_exit_codes_mean(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["worker", "--help"])
+    assert end.value.code == 0
+    help_text = capsys.readouterr().out
+    assert "exit codes: 0" in help_text
+    assert "--child" not in help_text
 
 
 def test_ctrl_c_is_130_without_a_traceback(monkeypatch, capsys):
@@ -151,6 +169,7 @@ USAGE = {
     "a driver that is not installed": ["--url", "postgresql+pg8000://me:secret-4711@localhost/app"],
     "an unknown dialect": ["--url", "nosuch://me:secret-4711@localhost/app"],
     "another database": ["--url", "sqlite://"],
+    "another database, asynchronously": ["--url", "mysql+aiomysql://me:secret-4711@localhost/app"],
     "models and a prefix": ["--url", "sqlite://", "--models", "app:jobs", "--prefix", "mail_"],
     "no module": ["--url", "sqlite://", "--models", "no_such_module:jobs"],
     "no reference": ["--url", "sqlite://", "--models", "app"],
