@@ -17,6 +17,7 @@ from sqlalchemy.pool import NullPool
 
 from . import grants as rights
 from . import schema
+from .dialects import SUPPORTED
 from .errors import ProletarianError, without_details
 from .model_factory import models_for
 from .references import ModuleUnusable, ReferenceMistake, look_up
@@ -94,6 +95,8 @@ def _url(given: str | None) -> URL:
         raise UsageError("the URL cannot be read; write it as postgresql+psycopg://user:password@host/database") from None
     except ImportError as missing:
         raise UsageError(f"the URL's driver is not installed ({missing.name})") from None
+    if url.get_backend_name() not in SUPPORTED:
+        raise UsageError(f"only PostgreSQL's catalog can be read, not that of {url.get_backend_name()}")
     # one that needs an event loop is not needed to ask a question; psycopg is there, for it is a dependency
     return url.set(drivername="postgresql+psycopg") if url.get_dialect().is_async else url
 

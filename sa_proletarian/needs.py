@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import CheckConstraint, Column, Dialect, Index, Table
-from sqlalchemy.schema import CreateIndex
+from sqlalchemy.schema import CreateColumn, CreateIndex
 
 from .conditions import without_storage
 from .job_ids import database_generated
@@ -46,11 +46,16 @@ class NeededIndex:
 
 @dataclass(frozen=True, slots=True)
 class NeededTable:
-    """A table that must be there; ``version`` is the one of its schema, ``None`` where the models know of none."""
+    """A table that must be there.
+
+    :ivar version: the one of its schema; ``None`` where the models know of none.
+    :ivar overrides: whether the app declares some of the library's columns otherwise.
+    """
 
     schema: str | None
     name: str
     version: int | None
+    overrides: bool
     columns: tuple[NeededColumn, ...]
     primary_key: str
     indexes: tuple[NeededIndex, ...]
@@ -107,6 +112,7 @@ def _table(table: Any, default: Any, dialect: Dialect, schemas: SchemaMap, *, ge
         schema=schemas.get(table.schema, table.schema),
         name=table.name,
         version=version_of(table.comment),
+        overrides=any(_ddl(column, dialect) != _ddl(table.c[column.key], dialect) for column in default.c),
         columns=tuple(_column(column, default, dialect, generated=generated) for column in table.c),
         primary_key=", ".join(quoted(column.name) for column in table.primary_key),
         indexes=tuple(_index(index, dialect) for index in table.indexes if index.name in names),
@@ -117,6 +123,10 @@ def _table(table: Any, default: Any, dialect: Dialect, schemas: SchemaMap, *, ge
 def _column(column: Column[Any], default: Table, dialect: Dialect, *, generated: bool) -> NeededColumn:
     type_ = column.type.compile(dialect=dialect) if column.key in default.c else None
     return NeededColumn(column.name, type_, bool(column.nullable), needs_default=generated and column.key == "job_id")
+
+
+def _ddl(column: Column[Any], dialect: Dialect) -> str:
+    return str(CreateColumn(column).compile(dialect=dialect))
 
 
 def _checks(table: Table) -> list[CheckConstraint]:

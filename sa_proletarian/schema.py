@@ -246,4 +246,10 @@ def _migrate(needed: Needs, start: int, tables: tuple[NeededTable, ...]) -> str:
         named["archived_table"] = archived if needed.archived in tables else None
     named["schema"] = needed.job.schema
     keywords = "".join(f", {key}={value!r}" for key, value in named.items() if value is not None)
-    return f"op.proletarian_migrate({start}, {SCHEMA_VERSION}{keywords})"
+    return f"op.proletarian_migrate({start}, {SCHEMA_VERSION}{keywords}{_columns(needed, tables) if start == 0 else ''})"
+
+
+def _columns(needed: Needs, tables: tuple[NeededTable, ...]) -> str:
+    """Leave a gap for the columns that the app declares otherwise, as a revision by autogenerate spells them out."""
+    gaps = (("job_columns", needed.job), ("archived_columns", needed.archived))
+    return "".join(f", {name}=[...]" for name, table in gaps if table in tables and table.overrides)

@@ -33,6 +33,7 @@ from sa_proletarian import (
     Job,
     JobMixin,
     Proletarian,
+    clojure,
     database_generated,
     metadata,
     models_for,
@@ -505,6 +506,13 @@ def test_names_and_types_and_columns_of_an_app_count(engine, drift):
     assert problem.what.startswith(what)
 
 
+def test_columns_that_the_app_declares_otherwise_leave_a_gap_in_the_advice(engine):
+    _, Task, Done = app_models()
+    [problem] = check(engine, Task, Done).problems
+    tables = "job_table='order', archived_table='proletarian_archived_job'"
+    assert problem.remedy == f"run op.proletarian_migrate(0, 2, {tables}, job_columns=[...], archived_columns=[...])"
+
+
 def test_the_type_of_a_column_of_the_apps_own_is_its_own_business(engine):
     Base, Task, Done = app_models()
     Base.metadata.create_all(engine)
@@ -547,6 +555,21 @@ def test_a_predicate_that_the_server_writes_in_other_words_is_not_compared(engin
     assert check(engine, Task, Done).message == OK
     execute(engine, f"{DROP_DUE} (queue)")
     assert f"{DUE_IS} btree (queue), needs" in check(engine, Task, Done).message
+
+
+def test_tables_of_another_kind_of_models_are_compared_without_a_version(engine):
+    models = clojure.Job, clojure.ArchivedJob
+    assert [problem.remedy for problem in check(engine, *models).problems] == ["make these tables"]
+    execute(engine, "CREATE SCHEMA proletarian")
+    clojure.Job.metadata.create_all(engine)
+    assert check(engine, *models).message == "proletarian.job, proletarian.archived_job: as this version needs them"
+    execute(engine, "DROP INDEX proletarian.job_queue_process_at; ALTER TABLE proletarian.job ALTER payload TYPE varchar")
+    assert whats(check(engine, *models)) == [
+        "proletarian.job: column payload is character varying, needs TEXT",
+        "proletarian.job: index job_queue_process_at is missing",
+    ]
+    execute(engine, "DROP TABLE proletarian.archived_job")
+    assert check(engine, *models).problems[-1].remedy == "make this table"
 
 
 def test_tables_of_the_models_are_told_apart_by_instance(tables):
