@@ -91,7 +91,7 @@ def _url(given: str | None) -> URL:
     try:
         url = make_url(given)
         url.get_dialect()
-    except ArgumentError:  # its message may quote what it was given
+    except (ArgumentError, ValueError):  # its message may quote what it was given
         raise UsageError("the URL cannot be read; write it as postgresql+psycopg://user:password@host/database") from None
     except ImportError as missing:
         raise UsageError(f"the URL's driver is not installed ({missing.name})") from None

@@ -166,6 +166,7 @@ def test_what_are_no_models_is_wrong_usage(app, url, capsys, objects):
 USAGE = {
     "no URL": [],
     "no readable URL": ["--url", "secret-4711"],
+    "no readable port": ["--url", "postgresql+psycopg://me@localhost:secret-4711/app"],
     "a driver that is not installed": ["--url", "postgresql+pg8000://me:secret-4711@localhost/app"],
     "an unknown dialect": ["--url", "nosuch://me:secret-4711@localhost/app"],
     "another database": ["--url", "sqlite://"],
