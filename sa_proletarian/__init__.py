@@ -12,6 +12,7 @@ The tour, in the order in which one meets things:
 from typing import TYPE_CHECKING, Any
 
 from . import events
+from .cancellation import Cancellation
 from .errors import (
     Cancel,
     ClaimLost,
@@ -44,6 +45,7 @@ __all__ = [
     "ArchivedJobMixin",
     "AsyncWorker",
     "Cancel",
+    "Cancellation",
     "ClaimLost",
     "ConfigurationError",
     "ConnectionLost",

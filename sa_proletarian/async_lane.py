@@ -47,10 +47,10 @@ class AsyncLane:
         with suppress(RuntimeError):  # the loop is closed: nobody runs anything any more, and leases run out
             self._loop.call_soon_threadsafe(self._fill)
 
-    def take_back(self, claimed_before: float) -> list[Run]:
-        """Take out the runs that were claimed before that moment and have not been started."""
+    def take_back(self, wanted: Callable[[Run], bool]) -> list[Run]:
+        """Take out those of the wanted runs that have not been started."""
         with self._changing:
-            old = [item for item in self._waiting if isinstance(item, Run) and item.claim.claimed_at < claimed_before]
+            old = [item for item in self._waiting if isinstance(item, Run) and wanted(item)]
             if old:
                 self._waiting = deque(item for item in self._waiting if item not in old)
             return old

@@ -122,7 +122,8 @@ class Cancel(ControlFlow):
 class Interrupted(BaseException):
     """Raised in a handler by ``job.sleep`` when its worker stops: the job is released and is not an attempt.
 
-    It is raised as well when only this job is to end: its time is over. Then that decides what becomes of the job.
+    It is raised as well when only this job is to end: its time is over, or somebody has cancelled it. Then that
+    decides what becomes of the job.
     As with ``KeyboardInterrupt``, an ``except Exception`` in a handler does not swallow it.
     """
 

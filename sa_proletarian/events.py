@@ -80,7 +80,7 @@ class JobSnoozed(JobEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobCancelled(JobEvent):
-    """The handler raised ``Cancel``; the job is archived as ``cancelled``."""
+    """The handler raised ``Cancel``, or somebody has cancelled the job; it is archived as ``cancelled``."""
 
     reason: str
 

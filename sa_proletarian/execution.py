@@ -28,7 +28,7 @@ from .lifecycle import Lifecycle
 from .outcomes import Outcome, Ruling
 from .registry import OnFailed, Registration, Registry
 from .retry import RetryStrategy
-from .runs import Report, Run, Settled, Stopping, prepare
+from .runs import Asked, Report, Run, Settled, Stopping, prepare
 from .sessions import Hold, SessionSource, in_scope, open_session
 from .transactions import SETTLE_LIMITS, Transactions
 
@@ -60,6 +60,8 @@ class Execution:
     def perform(self, run: Run) -> Report | None:
         """Run one claimed job; settle it if its handler used the session, else give the report of it."""
         run.started_at = clock.monotonic()
+        if run.asked is not None:  # it need not begin
+            return Report(run, self.end_early(run))
         self.conclusion.tell(run, events.HandlingJob)
         try:
             error = self._call_until_no_conflict(run)
@@ -155,6 +157,10 @@ class Execution:
 
     def end_early(self, run: Run, error: BaseException | None = None) -> Ruling:
         """Rule on a run that was asked to end; ``error`` is what its handler then raised, if it has ended at all."""
+        if run.asked is Asked.CANCELLED:
+            if error is not None and not isinstance(error, Interrupted):
+                self.conclusion.tell(run, events.HandleJobExceptionWithInterrupt, error=error)
+            return outcomes.cancelled(run.reason)
         timeout = JobTimeout(f"the handler took longer than its timeout of {run.timeout:g} s")
         timeout.__cause__ = error
         return self._fail(run, timeout.with_traceback(error.__traceback__ if error is not None else None))
@@ -195,7 +201,7 @@ class Execution:
 
     def _settle_held(self, run: Run, ruling: Ruling) -> Report | None:
         """Settle in the transaction that holds the job: with what the handler has done, or with that undone."""
-        if ruling.outcome in _KEPT:
+        if ruling.outcome in _KEPT and not ruling.undone:
             verdict = self._settle_and_commit(run, ruling)
             if not isinstance(verdict, Ruling):
                 return verdict

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import timedelta
 
 from sqlalchemy import Connection
 
-from . import clock, events, outcomes
+from . import clock, events
 from .dialects import trouble
 from .errors import ConfigurationError
 from .execution import Execution
+from .outcomes import INTERRUPTED, Ruling
 from .overtime import Overtime
 from .polling import LONGEST_WAIT, FinishRate, back_off, jittered, wanted
 from .presence import Presence
+from .requests import Requests
 from .runs import Report, Run
 from .sessions import throw_away
 from .setbacks import OnPollingError as OnPollingError
@@ -30,8 +32,8 @@ from .setbacks import Setbacks
 from .solitude import Solitude
 from .transactions import SYSTEMIC
 from .tray import Intake
+from .unknown_types import UnknownTypes
 
-UNKNOWN_TYPES_INTERVAL = 60.0
 CANCEL_GRACE = 1.0
 GIVE_UP_GRACE = 3.0
 
@@ -57,7 +59,9 @@ class Feeder:
         self._lease = execution.transactions.lease.total_seconds()
         self._setbacks = Setbacks(self._emit, on_polling_error)
         self._overtime = Overtime(execution)
+        self._end_early = execution.end_early
         self._presence = Presence(execution.transactions, self._emit, threads=slots)
+        self._requests = Requests(execution.transactions, self._presence)
         self._connection: Connection | None = None
         self._wake = threading.Event()
         self._ended: deque[tuple[Run, Report | None]] = deque()
@@ -66,8 +70,7 @@ class Feeder:
         self._rate = FinishRate()
         self._solitude = Solitude(self._lease)
         self._next_poll = clock.monotonic() + (jittered(min(self._interval, 1.0)) - 0.9 * min(self._interval, 1.0))
-        self._next_unknown = 0.0
-        self._unknown: tuple[str, ...] = ()
+        self._unknown_types = UnknownTypes(execution.transactions, self._emit)
         self._deadline: float | None = None
         self._cancelled_at: float | None = None
         self._done = False
@@ -112,7 +115,9 @@ class Feeder:
         self._setbacks.overcome()
         if self._done:
             self._presence.leave(connection)
+            self._requests.leave(connection)
         else:
+            self._heed_requests(connection)
             self._presence.show(connection, idle=self._is_idle())
             self._rest()
 
@@ -180,24 +185,23 @@ class Feeder:
         self._tray.put(claimed.runs)
         if not claimed.runs and not claimed.condemned:
             self._next_poll = now + jittered(self._interval)
-            self._look_for_unknown_types(connection, now)
+            self._unknown_types.look(connection, now)
         if claimed.condemned:
             self._settle(connection)
 
-    def _look_for_unknown_types(self, connection: Connection, now: float) -> None:
-        if now < self._next_unknown:
-            return
-        self._next_unknown = now + UNKNOWN_TYPES_INTERVAL
-        unknown = tuple(self._transactions.unknown_types(connection))
-        if unknown and unknown != self._unknown:
-            self._emit(events.UnknownJobTypes, job_types=unknown)
-        self._unknown = unknown
-
     def _give_back(self, claimed_before: float) -> None:
         """Release what has waited too long behind busy slots: another worker may be free."""
-        for run in self._tray.take_back(claimed_before):
+        self._take_back(lambda run: run.claim.claimed_at < claimed_before, lambda run: INTERRUPTED)
+
+    def _heed_requests(self, connection: Connection) -> None:
+        """Let those runs end that somebody has cancelled; what has not begun need not begin."""
+        if self._requests.heed(connection, self._outstanding, self._pending):
+            self._take_back(lambda run: run.asked is not None, self._end_early)
+
+    def _take_back(self, wanted: Callable[[Run], bool], rule: Callable[[Run], Ruling]) -> None:
+        for run in self._tray.take_back(wanted):
             self._outstanding.discard(run)
-            self._pending[run] = Report(run, outcomes.INTERRUPTED)
+            self._pending[run] = Report(run, rule(run))
 
     def _end_overtime(self, connection: Connection) -> None:
         """Settle without them the jobs of handlers that do not end although they were asked to."""
@@ -266,7 +270,7 @@ class Feeder:
             self._transactions.end_transactions(connection, stuck)
             self.unfinished += stuck
             self._outstanding.clear()
-            self._pending.update({run: Report(run, outcomes.INTERRUPTED) for run in stuck})
+            self._pending.update({run: Report(run, INTERRUPTED) for run in stuck})
             self._settle(connection)
 
     def _is_hopeless(self, now: float) -> bool:

@@ -8,8 +8,8 @@ tables reads the statements, and runs them.
 ``worker``
     claims, runs and settles jobs, and says in the worker table that it is here.
 ``admin``
-    looks at everything; requeues what is archived; hurries, postpones, moves or deletes what waits; prunes the archive;
-    asks for a job to be cancelled. It cannot rewrite a payload or the archive.
+    looks at everything; requeues what is archived; hurries, postpones, moves, deletes or cancels what waits; prunes the
+    archive; asks for a running job to be cancelled. It cannot rewrite a payload, nor what is archived.
 
 None of them can change the schema: that is the right of the tables' owner, as whom migrations run.
 """
@@ -144,6 +144,7 @@ class _Tables:
         yield Right("DELETE", self._job)
         yield from self._sequences()
         yield Right("SELECT", self._archived)
+        yield Right("INSERT", self._archived)
         yield Right("DELETE", self._archived)
         yield Right("SELECT", self._worker)
         yield Right("INSERT", self._worker)

@@ -5,7 +5,7 @@ It owns the switch between them, which the feeder takes for its tray. It refuses
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from .async_execution import AsyncHold
 from .async_lane import AsyncLane
@@ -32,9 +32,9 @@ class Lanes:
         if threads:
             self._threads.put(threads)
 
-    def take_back(self, claimed_before: float) -> list[Run]:
-        """Take out the runs that were claimed before that moment and have not been started."""
-        return self._tasks.take_back(claimed_before) + self._threads.take_back(claimed_before)
+    def take_back(self, wanted: Callable[[Run], bool]) -> list[Run]:
+        """Take out those of the wanted runs that have not been started."""
+        return self._tasks.take_back(wanted) + self._threads.take_back(wanted)
 
     def replace(self, run: Run) -> None:
         """Let something else run in the place of ``run``, which hangs."""

@@ -175,6 +175,11 @@ class Lifecycle:
             settled.update(self._run_reschedule(connection, rescheduled))
         return settled
 
+    def cancel_waiting(self, connection: Connection, job_id: Any, ruling: Ruling) -> bool:
+        """Archive a job that waits; give whether it did, and nobody held its row."""
+        parameters = {"id": job_id, "status": str(ruling.fate.status), "error": ruling.error}
+        return bool(connection.execute(self._statements.cancel, parameters).all())
+
     def standing(self, connection: Connection, job_ids: Sequence[Any]) -> dict[Any, UUID | None]:
         """Give the present fence of those of ``job_ids`` that are still in the job table."""
         job = self._statements.job.c

@@ -83,7 +83,7 @@ FATES: Mapping[Outcome, Fate] = {
     Outcome.RETRIED: Fate("the handler raised or timed out, the strategy gives a delay", Move.RESCHEDULE, "finish + delay"),
     Outcome.GAVE_UP: Fate("the handler raised or timed out, the strategy gives up", Move.ARCHIVE, "–", Status.FAILURE),
     Outcome.SNOOZED: Fate("the handler raised `Snooze`", Move.RESCHEDULE, "now + delay", attempt=False),
-    Outcome.CANCELLED: Fate("the handler raised `Cancel`", Move.ARCHIVE, "–", Status.CANCELLED),
+    Outcome.CANCELLED: Fate("the handler raised `Cancel`, or somebody cancels the job", Move.ARCHIVE, "–", Status.CANCELLED),
     Outcome.INTERRUPTED: Fate(
         "the worker stopped first", Move.RELEASE, "at once, place in line kept", attempt=False, reported=False
     ),
@@ -116,6 +116,7 @@ class Ruling:
     :param error: the text for ``last_error`` or the archive's ``error``; ``None`` leaves it as it is.
     :param cause: the exception itself, for events and ``on_failed``.
     :param spec: what the retry strategy came to, for events.
+    :param undone: nothing that the handler has committed through its session stays, whatever the outcome.
     :param strategy_error: why the retry strategy was of no use; the job is given up then.
     """
 
@@ -124,6 +125,7 @@ class Ruling:
     error: str | None = None
     cause: BaseException | None = None
     spec: RetrySpec | None = None
+    undone: bool = False
     strategy_error: StrategyFailed | None = None
 
     @property
@@ -199,6 +201,12 @@ def crashed(crashes: int) -> Ruling:
 def claim_lost(error: BaseException | None = None) -> Ruling:
     """Somebody else has the claim: nothing is written."""
     return Ruling(Outcome.CLAIM_LOST, cause=error)
+
+
+def cancelled(reason: str) -> Ruling:
+    """Somebody cancels the job from outside."""
+    error = Cancel(reason)
+    return Ruling(Outcome.CANCELLED, error=describe(error), cause=error, undone=True)
 
 
 def parked(error: BaseException, attempts: int) -> Ruling:

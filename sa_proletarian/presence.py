@@ -57,14 +57,19 @@ class Presence:
         if now >= self._next_write or (idle != self._idle and now >= self._next_change):
             self._register(self._roster, connection, idle=idle, now=now)
         if now >= self._next_upkeep and self._started_at is not None:
-            pause = self._try(connection, self._roster.strike_off_the_dead)
+            pause = self.attempt(connection, self._roster.strike_off_the_dead)
             self._next_upkeep = now + (pause or self._lease)
+
+    @property
+    def shown(self) -> bool:
+        """Whether the worker could write its row; a job model may have no worker table, and a database neither."""
+        return self._started_at is not None
 
     def leave(self, connection: Connection) -> None:
         """Remove the row: the worker has stopped. What fails here is left to the upkeep of other workers."""
         if self._roster is not None and self._started_at is not None:
             roster, self._roster = self._roster, None
-            self._try(connection, lambda connection: roster.unregister(connection, **self._who))
+            self.attempt(connection, lambda connection: roster.unregister(connection, **self._who))
 
     def _register(self, roster: Roster, connection: Connection, *, idle: bool, now: float) -> None:
         def register(connection: Connection) -> None:
@@ -73,12 +78,15 @@ class Presence:
             )
             self._idle = idle
 
-        pause = self._try(connection, register)
+        pause = self.attempt(connection, register)
         self._next_write = now + (pause or self._lease / 3)
         self._next_change = now + (pause or LEAST_INTERVAL)
 
-    def _try(self, connection: Connection, write: Callable[[Connection], None]) -> float | None:
-        """Write in a transaction; give after how many seconds to try again, ``None`` where it succeeded."""
+    def attempt(self, connection: Connection, write: Callable[[Connection], None]) -> float | None:
+        """Read or write the table in a transaction; give after how many seconds to try again, ``None`` where it succeeded.
+
+        Raises only what says that ``connection`` is dead.
+        """
         try:
             with connection.begin():
                 self._set_local(connection, **LIMITS)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from sqlalchemy import Engine, inspect
 from sqlalchemy.orm import Mapper, configure_mappers
 
-from . import bulk, drafts, events, outbox
+from . import bulk, cancellation, drafts, events, outbox
 from . import clock as clocks
 from .arguments import timeout_or_none
+from .cancellation import USUAL_REASON, Cancellation
 from .connections import own_engine, plain
 from .drafts import Item
 from .execution import Around, build_execution
@@ -168,6 +169,22 @@ class Proletarian(Registry, Generic[J, A]):
         payload = self.job_model.serializer.decode(archived.payload)
         values: dict[str, Any] = {"queue": archived.queue, **self._shared_columns(archived), **options}
         return self.enqueue(target, archived.job_type, payload, **values)
+
+    def cancel(self, target: Any, /, job_id: Any, *, reason: str = USUAL_REASON) -> Cancellation:
+        """Cancel a job in the caller's own transaction; give what could be done at once, without waiting for anybody.
+
+        :param target: a ``Session``, ``scoped_session``, Flask-SQLAlchemy's ``db.session`` or ``Connection``; a session is
+            flushed. For the async ones: ``await session.run_sync(jobs.cancel, job_id)``.
+        :param reason: for the archive's ``error``, and for the event.
+
+        ``Cancellation.CANCELLED``: the job waited, and is in the archive as ``cancelled``. ``REQUESTED``: it is being run;
+        its worker sees the request within about a second of the caller's commit, and asks the handler to end. What that
+        raises archives the job as ``cancelled`` and undoes what it wrote; a handler that returns has returned.
+        ``NOT_FOUND``: there is no such job, or it has ended.
+
+        ``ConfigurationError`` for a job that is being run where the database is on version 1 of the schema.
+        """
+        return cancellation.cancel(target, self.job_model, self.archived_model, job_id, reason)
 
     def process_next(
         self,

@@ -50,6 +50,7 @@ class Asked(Enum):
     """Why one run shall end before its worker does."""
 
     TIMED_OUT = "the job's time is over"
+    CANCELLED = "somebody has cancelled the job"
 
 
 class _Ender(Enum):
@@ -60,7 +61,8 @@ class _Ender(Enum):
 class Run:
     """A claimed job on its way through this process.
 
-    :ivar asked: why this run alone shall end; ``None`` while it need not.
+    :ivar asked: why this run alone shall end; ``None`` while it need not. ``reason`` is what somebody has said about it.
+    :ivar overdue: its time was found to be over.
     :ivar runner: the thread or task in which it runs.
     """
 
@@ -74,6 +76,8 @@ class Run:
         "keyboard_interrupt",
         "noticed",
         "outcome",
+        "overdue",
+        "reason",
         "runner",
         "started_at",
         "stopping",
@@ -91,6 +95,8 @@ class Run:
         self.stopping: Stopping = stopping
         self.timeout: float | None = None if timeout is None else timeout.total_seconds()
         self.asked: Asked | None = None
+        self.reason: str = ""
+        self.overdue: bool = False
         self.runner: Any = None
         self._listening: set[Callable[[], Any]] = set()
         self._ended_by: dict[None, _Ender] = {}
@@ -142,14 +148,16 @@ class Run:
     # for the worker, from any thread ----------------------------------------------------------------------------------
 
     def time_left(self, now: float) -> float:
-        """Give how many seconds are left of the handler's timeout; infinitely many once it has been asked to end."""
-        if self.timeout is None or self.asked is not None:
+        """Give how many seconds are left of the handler's timeout; infinitely many once they were found to be over."""
+        if self.timeout is None or self.overdue:
             return float("inf")
         return self.timeout if self.started_at is None else self.started_at + self.timeout - now
 
-    def ask(self, why: Asked) -> None:
-        """Ask this run alone to end, and cancel the handler where that is possible; the first reason counts."""
-        self.asked = self.asked or why
+    def ask(self, why: Asked, reason: str = "") -> None:
+        """Ask this run alone to end, and cancel the handler where that is possible; what came first counts."""
+        self.overdue = self.overdue or why is Asked.TIMED_OUT
+        if self.asked is None:
+            self.asked, self.reason = why, reason
         for callback in [*self._listening]:
             callback()
         self.hold.cancel_call()

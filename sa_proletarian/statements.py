@@ -70,6 +70,7 @@ class Statements:
         self.archive: Any = self._archive()
         self.reschedule: Any = self._reschedule()
         self.renew: Any = self._renew()
+        self.cancel: Any = self._cancel()
 
     def labelled_extras(self) -> list[Any]:
         """The app's own columns, under names that cannot collide with ours."""
@@ -153,20 +154,29 @@ class Statements:
     def _archive(self) -> Any:
         job = self.job.c
         fences = self._fences(status=String(), error=Text())
-        moved = {
-            "status": fences.c.status,
-            "error": fences.c.error,
-            "finished_at": clock_now(),
-        }
+        mine = (job.job_id == fences.c.job_id, job.claim_id == fences.c.claim_id)
+        return self._archiving(mine, status=fences.c.status, error=fences.c.error)
+
+    def _cancel(self) -> Any:
+        """Archive one job that nobody works at and nobody holds; without waiting for anybody."""
+        job = self.job.c
+        free = (
+            select(job.job_id)
+            .where(job.job_id == bindparam("id", type_=job.job_id.type))
+            .where(or_(job.claimed_until.is_(None), job.claimed_until <= statement_now()))
+            .with_for_update(skip_locked=True, of=self.job)
+            .cte("free")
+        )
+        status, error = bindparam("status", type_=String()), bindparam("error", type_=Text())
+        return self._archiving((job.job_id == free.c.job_id,), status=status, error=error)
+
+    def _archiving(self, conditions: tuple[Any, ...], *, status: Any, error: Any) -> Any:
+        moved = {"status": status, "error": error, "finished_at": clock_now()}
         for key in self._archived_columns.keys():
             if key not in moved and (key in self.extras or key in _LIBRARY):
                 moved[key] = self._job_column(key)
-        gone = (
-            delete(self.job)
-            .where(job.job_id == fences.c.job_id, job.claim_id == fences.c.claim_id)
-            .returning(*(value.label(key) for key, value in moved.items()))
-            .cte("gone")
-        )
+        values = (value.label(key) for key, value in moved.items())
+        gone = delete(self.job).where(*conditions).returning(*values).cte("gone")
         target = self._archived_columns
         return (
             insert(self._archived)

@@ -47,9 +47,9 @@ class ThreadLane:
         if missing > 0:
             self._start_one()
 
-    def take_back(self, claimed_before: float) -> list[Run]:
-        """Take out the runs that were claimed before that moment and have not been started."""
-        old = self._tray.take_back(claimed_before)
+    def take_back(self, wanted: Callable[[Run], bool]) -> list[Run]:
+        """Take out those of the wanted runs that have not been started."""
+        old = self._tray.take_back(wanted)
         with self._counting:
             self._inside -= len(old)
         return old

@@ -17,7 +17,7 @@ class Intake(Protocol):
     """Where the feeder puts work, takes back what has not been begun, and says what will not come back from its run."""
 
     def put(self, items: Iterable[Run | Settled]) -> None: ...
-    def take_back(self, claimed_before: float) -> list[Run]: ...
+    def take_back(self, wanted: Callable[[Run], bool], /) -> list[Run]: ...
     def replace(self, run: Run, /) -> None: ...
 
 
@@ -48,10 +48,10 @@ class Tray:
                 self._changed.wait()
             return self._items.popleft()
 
-    def take_back(self, claimed_before: float) -> list[Run]:
-        """Take out the runs that were claimed before that moment and have not been started."""
+    def take_back(self, wanted: Callable[[Run], bool]) -> list[Run]:
+        """Take out those of the wanted runs that have not been started."""
         with self._changed:
-            old = [item for item in self._items if isinstance(item, Run) and item.claim.claimed_at < claimed_before]
+            old = [item for item in self._items if isinstance(item, Run) and wanted(item)]
             if old:
                 self._items = deque(item for item in self._items if item not in old)
             return old

@@ -34,6 +34,7 @@ from sa_proletarian import (
     ArchivedJob,
     ArchivedJobMixin,
     Cancel,
+    Cancellation,
     Job,
     JobMixin,
     Outcome,
@@ -305,8 +306,8 @@ def administrate(jobs, engine):
         connection = session.connection()
         connection.execute(update(Job).where(Job.job_id == one).values(process_at=func.now()))
         connection.execute(update(Job).where(Job.job_id == two).values(queue="slow"))
-        connection.execute(delete(Job).where(Job.job_id == three))
-        connection.execute(delete(ArchivedJob).where(ArchivedJob.finished_at < func.now()))
+        assert jobs.cancel(session, three) is Cancellation.CANCELLED
+        connection.execute(delete(ArchivedJob).where(ArchivedJob.finished_at < func.clock_timestamp()))
         request = {"kind": "cancel", "subject": str(one), "worker_id": "me", "idle": False}
         now = {"started_at": func.now(), "last_seen_at": func.now()}
         connection.execute(insert(WorkerTable).values(**request, **now))
@@ -314,7 +315,7 @@ def administrate(jobs, engine):
         connection.execute(delete(WorkerTable))
 
 
-def test_the_admin_looks_requeues_hurries_moves_deletes_prunes_and_asks_for_a_cancel(run, tables, jobs, login, rows):
+def test_the_admin_looks_requeues_hurries_moves_cancels_prunes_and_asks_for_a_cancel(run, tables, jobs, login, rows):
     run(tables, "gives_up")
     run(tables, "unused", times=0)
     run(tables, "unused", times=0)
@@ -329,7 +330,6 @@ def test_the_admin_looks_requeues_hurries_moves_deletes_prunes_and_asks_for_a_ca
         update(Job).values(payload={}),
         update(Job).values(claim_id=None),
         update(ArchivedJob).values(status="success"),
-        insert(ArchivedJob).from_select(["job_id"], select(func.gen_random_uuid())),
         update(WorkerTable).values(idle=True),
         text("DROP TABLE proletarian_archived_job"),
         text("CREATE INDEX mine ON proletarian_job (job_type)"),
