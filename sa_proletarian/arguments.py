@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from math import isfinite
 from typing import Any
 
 
@@ -22,6 +23,14 @@ def span(what: str, value: object, least: timedelta) -> timedelta:
     if value < least:
         raise ValueError(f"{what} must be at least {least}, got {value}")
     return value
+
+
+def finite(what: str, value: object) -> None:
+    """Refuse what is no finite number."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{what} must be a number, got {value!r}")
+    if not isfinite(value):
+        raise ValueError(f"{what} must be finite, got {value!r}")
 
 
 def timeout_or_none(value: object) -> timedelta | None:

@@ -24,6 +24,7 @@ from .outcomes import INTERRUPTED, Ruling
 from .overtime import Overtime
 from .polling import LONGEST_WAIT, FinishRate, back_off, jittered, wanted
 from .presence import Presence
+from .progress import Progress
 from .requests import Requests
 from .runs import Report, Run
 from .sessions import throw_away
@@ -62,6 +63,7 @@ class Feeder:
         self._end_early = execution.end_early
         self._presence = Presence(execution.transactions, self._emit, threads=slots)
         self._requests = Requests(execution.transactions, self._presence)
+        self._progress = Progress(execution.transactions, self._presence)
         self._connection: Connection | None = None
         self._wake = threading.Event()
         self._ended: deque[tuple[Run, Report | None]] = deque()
@@ -114,10 +116,12 @@ class Feeder:
             self._claim(connection)
         self._setbacks.overcome()
         if self._done:
+            self._progress.leave(connection)
             self._presence.leave(connection)
             self._requests.leave(connection)
         else:
             self._heed_requests(connection)
+            self._progress.show(connection, self._outstanding)
             self._presence.show(connection, idle=self._is_idle())
             self._rest()
 

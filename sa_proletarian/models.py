@@ -24,6 +24,7 @@ from sqlalchemy import Column, Integer, MetaData, String, Table, Text, Uuid, ins
 from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, MappedColumn, mapped_column
 
 from . import clock, serializers
+from .arguments import finite
 from .job_ids import JobIdStrategy, uuid7
 from .serializers import JSONSerializer, Serializer
 from .tables import COMMENT, DOCUMENT, EARLIEST, LATEST, TIMESTAMP, add_checks, add_index, worker_table
@@ -41,6 +42,7 @@ class RunningJob(Protocol):
     """What a running job asks of its worker."""
 
     def interrupted(self) -> bool: ...
+    def tell_progress(self, done: float, total: float | None, note: str | None) -> None: ...
     def sleep(self, span: timedelta) -> None: ...
     async def sleep_async(self, span: timedelta) -> None: ...
 
@@ -151,11 +153,31 @@ class JobMixin(_QueueTable):
 
     @property
     def interrupted(self) -> bool:
-        """Whether the worker that runs this job is stopping; ``False`` outside of a worker.
+        """Whether this run shall end: the worker is stopping, the job's time is over, or somebody has cancelled the job.
 
-        A handler that sees ``True`` may finish within the termination timeout, or raise: it is then released, not failed.
+        ``False`` outside of a worker. A handler that sees ``True`` because of a stop may finish within the termination
+        timeout, or raise: it is then released, not failed.
         """
         return self._running is not None and self._running.interrupted()
+
+    def progress(self, done: float, total: float | None = None, note: str | None = None) -> None:
+        """Say how far the handler is, for people: others see it while the handler's own transaction is still open.
+
+        :param done: how much is done, in whatever unit.
+        :param total: how much there is to do, if that is known.
+        :param note: a word about it; of more than 500 characters the first.
+
+        Cheap enough for a tight loop: the worker writes the latest word into the worker table, once a second at most, and
+        removes it when the run has ended. Nothing happens outside of a worker, and in ``process_next``.
+        ``TypeError`` or ``ValueError`` for what is no finite number, or no text.
+        """
+        finite("done", done)
+        if total is not None:
+            finite("total", total)
+        if note is not None and not isinstance(note, str):
+            raise TypeError(f"note must be a text, got {note!r}")
+        if self._running is not None:
+            self._running.tell_progress(done, total, note)
 
     def sleep(self, span: timedelta) -> None:
         """Sleep for ``span``, or raise ``Interrupted`` as soon as the worker that runs this job stops."""

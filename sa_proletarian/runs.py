@@ -63,6 +63,7 @@ class Run:
 
     :ivar asked: why this run alone shall end; ``None`` while it need not. ``reason`` is what somebody has said about it.
     :ivar overdue: its time was found to be over.
+    :ivar progress: how far the handler says it is; the latest.
     :ivar runner: the thread or task in which it runs.
     """
 
@@ -77,6 +78,7 @@ class Run:
         "noticed",
         "outcome",
         "overdue",
+        "progress",
         "reason",
         "runner",
         "started_at",
@@ -98,6 +100,7 @@ class Run:
         self.reason: str = ""
         self.overdue: bool = False
         self.runner: Any = None
+        self.progress: dict[str, Any] | None = None
         self._listening: set[Callable[[], Any]] = set()
         self._ended_by: dict[None, _Ender] = {}
 
@@ -110,6 +113,10 @@ class Run:
         """
         self.noticed = self.noticed or self.stopping.is_set()
         return self.noticed or self.asked is not None
+
+    def tell_progress(self, done: float, total: float | None, note: str | None) -> None:
+        """Keep what the handler says of its progress; whoever looks after the run may show it."""
+        self.progress = {"done": done, "total": total, "note": note, "attempt": self.claim.attempts}
 
     def sleep(self, span: timedelta) -> None:
         """Sleep, or raise ``Interrupted`` as soon as the worker stops or this run shall end."""
