@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -132,6 +133,13 @@ class Command:
         self.lines += [line.rstrip() for line in self.process.stdout]
         return self.process.wait(60)
 
+    def kill_children(self):
+        """End children that should have ended and have not, in a test that fails."""
+        for pid, name in re.findall(r"child_started pid=(\d+) name=(\S+)", "\n".join(self.lines)):
+            with suppress(OSError):
+                if name.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(int(pid), signal.SIGKILL)
+
     def has_said(self, pattern):
         return any(re.search(pattern, line) for line in self.lines)
 
@@ -159,6 +167,7 @@ def command(tables, database_url, tmp_path):
     yield start
     for command in commands:
         command.process.kill()
+        command.kill_children()
         command.end()
         command.process.stdout.close()
 
