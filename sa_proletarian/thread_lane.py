@@ -65,10 +65,6 @@ class ThreadLane:
             thread.join(max(0.0, min(deadline - clock.monotonic(), threading.TIMEOUT_MAX)))
         return not any(thread.is_alive() for thread in self._threads)
 
-    def runs_this_thread(self) -> bool:
-        """Whether the caller is a handler that runs here."""
-        return threading.current_thread() in self._threads
-
     def _start_one(self) -> None:
         self._started += 1
         name = f"{self._execution.transactions.worker_id}-{self._started}"

@@ -5,11 +5,12 @@ import logging
 import re
 import uuid
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from sa_proletarian import events
+from sa_proletarian import event_log, events
 from sa_proletarian.events import Emitter, Event, JobEvent, log_event
 from sa_proletarian.retry import RetrySpec
 
@@ -265,3 +266,27 @@ def test_a_keyboard_interrupt_in_a_listener_is_the_users_own():
 
     with pytest.raises(KeyboardInterrupt):
         Emitter(listener, worker_id="w", queue="mail")(events.ShuttingDown)
+
+
+# the docs
+
+PAGE = Path(__file__).parents[1] / "docs" / "events.md"
+
+
+def drawn():
+    """Draw the table of all events, from their classes."""
+    kinds = [kind for kind in vars(events).values() if isinstance(kind, type) and issubclass(kind, Event)]
+    lines = ["| event | level | fields of its own | when |", "|---|---|---|---|"]
+    for kind in [kind for kind in kinds if kind not in (Event, JobEvent)]:
+        own = [field.name for field in dataclasses.fields(kind) if field.name not in (*ORIGIN, *JOB)]
+        about = "job" if issubclass(kind, JobEvent) else "worker"
+        level = logging.getLevelName(event_log.level_of(kind))
+        fields = " ".join(f"`{name}`" for name in own)
+        lines.append(f"| `{kind.name}` ({about}) | {level} | {fields} | {kind.__doc__.replace('``', '`')} |")
+    return "\n".join(lines)
+
+
+def test_the_docs_show_every_event():
+    _, rest = PAGE.read_text().split("<!-- the table of events -->\n")
+    shown, _ = rest.split("<!-- the end of the table -->")
+    assert shown == "\n" + drawn() + "\n\n", "paste this into docs/events.md:\n\n" + drawn()
