@@ -163,17 +163,18 @@ def test_what_are_no_models_is_wrong_usage(app, url, capsys, objects):
     assert out == "" and err.startswith("sa-proletarian: --models")
 
 
+ME = "postgresql+psycopg://me:secret-4711@localhost/app"
 USAGE = {
-    "no URL": [],
-    "no readable URL": ["--url", "secret-4711"],
-    "no readable port": ["--url", "postgresql+psycopg://me@localhost:secret-4711/app"],
-    "a driver that is not installed": ["--url", "postgresql+pg8000://me:secret-4711@localhost/app"],
-    "an unknown dialect": ["--url", "nosuch://me:secret-4711@localhost/app"],
-    "another database": ["--url", "sqlite://"],
-    "another database, asynchronously": ["--url", "mysql+aiomysql://me:secret-4711@localhost/app"],
-    "models and a prefix": ["--url", "sqlite://", "--models", "app:jobs", "--prefix", "mail_"],
-    "no module": ["--url", "sqlite://", "--models", "no_such_module:jobs"],
-    "no reference": ["--url", "sqlite://", "--models", "app"],
+    "no URL": ([], "give --url, or set SA_PROLETARIAN_DATABASE_URL"),
+    "no readable URL": (["--url", "secret-4711"], "the URL cannot be read"),
+    "no readable port": (["--url", "postgresql+psycopg://me@localhost:secret-4711/app"], "the URL cannot be read"),
+    "a driver that is not installed": (["--url", ME.replace("psycopg", "pg8000")], "driver is not installed (pg8000)"),
+    "an unknown dialect": (["--url", ME.replace("postgresql+psycopg", "nosuch")], "the URL cannot be read"),
+    "another database": (["--url", "sqlite://"], "only PostgreSQL's catalog can be read, not that of sqlite"),
+    "another database's async driver": (["--url", "mysql+aiomysql://me:secret-4711@localhost/app"], "not that of mysql"),
+    "models and a prefix": (["--url", ME, "--models", "app:jobs", "--prefix", "mail_"], "give --models or --prefix"),
+    "no module": (["--url", ME, "--models", "no_such_module:jobs"], "there is no module 'no_such_module'"),
+    "no reference": (["--url", ME, "--models", "app"], "'app' is not of the form package.module:attribute"),
 }
 
 
@@ -181,9 +182,10 @@ USAGE = {
 def test_wrong_usage_of_check_is_explained_without_the_password(usage, capsys, monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    assert cli.main(["check", *USAGE[usage]]) == 2
+    arguments, explanation = USAGE[usage]
+    assert cli.main(["check", *arguments]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("sa-proletarian: ")
+    assert out == "" and err.startswith("sa-proletarian: ") and explanation in err
     assert "secret-4711" not in err
 
 

@@ -256,6 +256,30 @@ def test_a_stuck_handler_is_cancelled_or_ended_by_a_worker_that_stops(
             thread.join(10)
 
 
+def test_a_running_job_shows_its_progress_and_is_cancelled_by_the_admin(
+    login, worker_login, tables, jobs, rows, start_worker, recorder
+):
+    admin = login("admin")
+
+    def handler(session, job):
+        effect(session)
+        job.progress(1, 2)
+        job.sleep(timedelta(seconds=60))
+
+    jobs.handler("long")(handler)
+    with Session(tables) as session, session.begin():
+        job_id = jobs.enqueue(session, "long").job_id
+    worker = start_worker(jobs, worker_login)
+    waited_for(rows, "SELECT 1 FROM proletarian_worker WHERE kind = 'job'")
+    with admin.begin() as connection:
+        assert jobs.cancel(connection, job_id) is Cancellation.REQUESTED
+    recorder.wait_for("job_cancelled")
+    assert worker.stop() is True
+    assert rows("SELECT status FROM proletarian_archived_job") == [("cancelled",)]
+    assert rows("SELECT * FROM effect") == rows("SELECT * FROM proletarian_worker") == []
+    assert recorder.named("presence_unavailable") == []
+
+
 def waited_for(rows, statement):
     """Give the rows of a statement once there are some; the server's own sleep is the pause."""
     for _ in range(1000):
