@@ -303,9 +303,9 @@ def test_sigterm_stops_the_worker(tables, database_url, rows, from_clojure):
 # arguments ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_arguments_are_the_workers_but_for_lease_and_ceiling():
+def test_the_arguments_are_the_workers_but_for_lease_ceiling_and_timeout():
     ours, theirs = (inspect.signature(worker).parameters for worker in (ClojureWorker, Worker))
-    assert set(ours) == set(theirs) - {"lease", "crash_ceiling"}
+    assert set(ours) == set(theirs) - {"lease", "crash_ceiling", "timeout"}
     defaults = {name for name in ours if ours[name].default != theirs[name].default}
     assert defaults == {"queue"}
 
