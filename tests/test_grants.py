@@ -509,6 +509,11 @@ def test_names_that_want_to_be_statements_stay_names(engine, login):
     execute(engine, "SELECT FROM kept")
 
 
+@pytest.mark.parametrize(("name", "written"), [("web", "web"), ("user", '"user"'), ("Web", '"Web"'), ('a"b', '"a""b"')])
+def test_a_name_gets_quotation_marks_where_it_needs_them(name, written):
+    assert grants("enqueuer", to=name).statements() == [f"GRANT INSERT ON TABLE proletarian_job TO {written};"]
+
+
 def test_a_schema_translate_map_puts_the_tables_elsewhere(engine, login, jobs):
     execute(engine, "CREATE SCHEMA north")
     tenant = {"schema_translate_map": {None: "north"}}
