@@ -20,6 +20,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
+from sa_proletarian import clock
 from sa_proletarian.dialects import sqlstate
 
 LOCK_TIMEOUT = timedelta(milliseconds=200)
@@ -86,14 +87,14 @@ def patiently(op: Operations, patience: Patience, tables: Iterable[str], work: C
 
 
 def _try_often(connection: Connection, patience: Patience, tables: str, work: Callable[[], None]) -> None:
-    started = time.monotonic()
+    started = clock.monotonic()
     for tries in range(1, patience.retries + 2):
         blocked = _try(connection, patience, work)
         if blocked is None:
             return
         holders = connection.execute(_HOLDERS, {"names": tables}).all()
         if tries > patience.retries:
-            _give_up(patience, tables, holders, time.monotonic() - started, blocked)
+            _give_up(patience, tables, holders, clock.monotonic() - started, blocked)
         log.warning("no lock on %s within %s, try %d of %d%s", *_named(tables), patience.setting, tries,
                     patience.retries + 1, _described(holders))  # fmt: skip
         time.sleep(patience.pause())
