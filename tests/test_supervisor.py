@@ -267,6 +267,8 @@ def test_the_first_signal_stops_all_children_gracefully(command, enqueue, rows):
     worker = command("--processes", "2")
     begun = {match[1] for match in worker.read_until(r"sleeping in (\d+)", 2)}
     assert len(begun) == 2
+    # a Ctrl-C in the terminal reaches the supervisor's group, of which they are not
+    assert {os.getpgid(int(pid)) for pid in begun} == {int(pid) for pid in begun}
     worker.process.send_signal(signal.SIGTERM)
     assert worker.end() == 0
     assert rows(WAITING) == [("sleep", 0, 0, None)] * 2
@@ -283,14 +285,23 @@ def test_a_second_signal_stops_at_once(command, enqueue, rows):
     assert rows(WAITING) == [("hang", 0, 0, None)]
 
 
-def test_the_echo_of_a_signal_is_not_a_second_one(command, enqueue, rows):
-    enqueue("sleep")
-    worker = command("--processes", "2")
-    worker.read_until("sleeping")
-    worker.process.send_signal(signal.SIGINT)
-    worker.process.send_signal(signal.SIGINT)
-    assert worker.end() == 0
-    assert not worker.has_said("while_stopping|while_shutting_down")
+@pytest.mark.parametrize(
+    ("second", "after", "hurries"),
+    [(signal.SIGINT, 0.4, False), (signal.SIGINT, 0.6, True), (signal.SIGTERM, 0.1, True)],
+)
+def test_the_echo_of_a_signal_is_not_a_second_one(monkeypatch, caplog, second, after, hurries):
+    """Two of one kind in a moment are one to the kernel anyway, so that the moment is made here."""
+    now = [1000.0]
+    monkeypatch.setattr("sa_proletarian.clock.monotonic", lambda: now[0])
+    caplog.set_level("INFO", "sa_proletarian")
+    boss = supervisor.Supervisor(lambda name, fd: [], lambda name: None, processes=0, termination_timeout=10)
+    boss._places = []
+    boss._heed(signal.SIGINT)
+    now[0] += after
+    boss._heed(second)
+    boss._selector.close()
+    assert "supervisor_interrupted signal=SIGINT" in caplog.text
+    assert ("supervisor_interrupted_while_stopping" in caplog.text) is hurries
 
 
 def test_children_stop_gracefully_when_their_supervisor_is_killed(command, enqueue, rows):
