@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -19,6 +20,9 @@ from sqlalchemy import URL, Engine, create_engine, text
 from sa_proletarian import Proletarian, Worker, metadata
 from sa_proletarian.embedded import EmbeddedPostgres, EmbeddedPostgresError, find_programs
 from sa_proletarian.events import Event
+
+# what depends on neither the version of SQLAlchemy nor that of PostgreSQL
+ELSEWHERE = {"examples", "docs", "test_embedded.py", "test_demo.py", "test_supervisor.py", "test_cli.py", "test_transit.py"}
 
 # a slow moment of the machine is no failure
 hypothesis.settings.register_profile("patient", deadline=None, print_blob=True)
@@ -34,6 +38,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """Choose the seed of Hypothesis here, so that every run has another one and says which."""
     if config.getoption("hypothesis_seed") is None:
         config.option.hypothesis_seed = str(secrets.randbelow(2**32))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out of the quick passes over further versions what would say the same there as on the first."""
+    for item in items:
+        if ELSEWHERE & {*item.path.relative_to(Path(__file__).parent).parts}:
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
