@@ -123,8 +123,6 @@ class Supervisor:
     def _children(self) -> list[Child]:
         return [place.child for place in self._places if place.child is not None]
 
-    # start ------------------------------------------------------------------------------------------------------------
-
     def _start_what_is_due(self) -> None:
         for place in self._places:
             if place.child is None and not self._stopping and clock.monotonic() >= place.start_at:
@@ -150,8 +148,6 @@ class Supervisor:
         # a group of its own: Ctrl-C reaches the supervisor alone, which then says what is to be done
         return subprocess.Popen(command, pass_fds=(line.fileno(),), stdin=subprocess.DEVNULL, process_group=0)
 
-    # listen -----------------------------------------------------------------------------------------------------------
-
     def _listen(self) -> None:
         """Wait for a signal, for a word of a child, or for the next thing to be due."""
         for key, _ in self._selector.select(max(0.0, self._next_turn() - clock.monotonic())):
@@ -175,8 +171,6 @@ class Supervisor:
         if REPLACE in words:
             logger.info("child_replaced pid=%s name=%s", child.process.pid, child.name)
             self._stop(child)
-
-    # stop -------------------------------------------------------------------------------------------------------------
 
     def _heed_signals(self) -> None:
         heard, self._signals[:] = self._signals[:], []
@@ -223,8 +217,6 @@ class Supervisor:
                 child.kill_at = float("inf")
                 child.process.kill()
 
-    # bury -------------------------------------------------------------------------------------------------------------
-
     def _bury(self) -> None:
         for place in self._places:
             child = place.child
@@ -259,8 +251,6 @@ class Supervisor:
             logger.error("children_cannot_live: %s in a row have died before they worked", place.stillbirths)
             self._clean = False
             self._stop_all(UNASKED)
-
-    # signals ----------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _caught(self) -> Generator[None, None, None]:
