@@ -57,13 +57,14 @@ def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "It takes a few seconds and leaves nothing behind.",
     )
     demo.add_argument("--plain", action="store_true", help="write a line for each thing that happens, not a live table")
+    demo.add_argument("--url", help="make a database on this server, and drop it afterwards, instead of starting a server")
     demo.set_defaults(command=_demo)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
     from .demo import main as demo  # noqa: PLC0415 (--help answers at once)
 
-    return demo(plain=arguments.plain)
+    return demo(plain=arguments.plain, url=arguments.url)
 
 
 def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

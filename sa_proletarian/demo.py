@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from . import clock
 from .demo_story import Lines, Story, View
 from .embedded import EmbeddedPostgres, EmbeddedPostgresError
+from .embedded_given import GivenPostgres
 from .models import ArchivedJob, Job, metadata
 from .outcomes import Status
 from .proletarian import Proletarian
@@ -37,8 +38,6 @@ _INTRODUCTION = f"""\
 Each sleeps for {SHORTEST} to {LONGEST} s and then fails half of the time. Its error says
 when to try again (retry_after); after {RETRIES} retries it is given up, and reported.
 Jobs that have ended move from the job table to the archive table.
-
-Starting a PostgreSQL of our own in a temporary folder ...
 """
 
 
@@ -59,26 +58,30 @@ class Result:
     took: float
 
 
-def main(*, plain: bool = False, chance: random.Random | None = None) -> int:
+def main(*, plain: bool = False, url: str | None = None, chance: random.Random | None = None) -> int:
     """Run the demo and give its exit code: 0 when all jobs have ended, however they did.
 
     :param plain: write lines even to a terminal.
+    :param url: a server to make a database on, instead of starting one.
     :param chance: decides how long jobs sleep and which fail.
     """
     began = clock.monotonic()
+    what = "server" if url is None else "database"
     try:
         _say(_INTRODUCTION)
+        _say(f"{'Starting a PostgreSQL' if url is None else 'Making a database'} of our own ...\n")
         _require_driver()
-        result = _run(view_of(sys.stdout, plain=plain), chance or random.Random())
+        postgres = EmbeddedPostgres() if url is None else GivenPostgres(url)
+        result = _run(postgres, view_of(sys.stdout, plain=plain), chance or random.Random())
     except EmbeddedPostgresError as missing:
         sys.stderr.write(f"{missing}\n")
         return 1
     except KeyboardInterrupt:
-        _say("\nInterrupted. The server and its data are gone.")
+        _say(f"\nInterrupted. The {what} and its data are gone.")
         raise
     _say(f"\nNumber of successful jobs: {result.successful}\nNumber of failed jobs: {result.failed}")
     _say(f"Wall time: {clock.monotonic() - began:.1f} s, of which the jobs took {result.took:.1f} s.")
-    _say("The server and its data are gone.")
+    _say(f"The {what} and its data are gone.")
     return 0 if result.successful + result.failed == JOBS else 1
 
 
@@ -113,10 +116,10 @@ def view_of(stream: TextIO, *, plain: bool = False) -> View:
     return table_on(stream) or Lines(stream)
 
 
-def _run(view: View, chance: random.Random) -> Result:
+def _run(postgres: EmbeddedPostgres | GivenPostgres, view: View, chance: random.Random) -> Result:
     jobs = sometimes_failing(chance)
     story = Story(view)
-    with EmbeddedPostgres() as server:
+    with postgres as server:
         engine = create_engine(server.url())
         try:
             metadata.create_all(engine)

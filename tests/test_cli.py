@@ -29,12 +29,15 @@ def test_an_unknown_command_is_wrong_usage(capsys):
     assert "dance" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("arguments", "plain"), [(["demo"], False), (["demo", "--plain"], True)])
-def test_demo_gets_its_option_and_gives_the_exit_code(monkeypatch, arguments, plain):
+@pytest.mark.parametrize(
+    ("arguments", "plain", "url"),
+    [(["demo"], False, None), (["demo", "--plain"], True, None), (["demo", "--url", "given"], False, "given")],
+)
+def test_demo_gets_its_options_and_gives_the_exit_code(monkeypatch, arguments, plain, url):
     asked = []
     monkeypatch.setattr(demo, "main", lambda **options: asked.append(options) or 7)
     assert cli.main(arguments) == 7
-    assert asked == [{"plain": plain}]
+    assert asked == [{"plain": plain, "url": url}]
 
 
 def test_worker_gets_its_arguments_and_what_was_given_for_its_children(monkeypatch):
@@ -66,7 +69,7 @@ def test_ctrl_c_is_130_without_a_traceback(monkeypatch, capsys):
 def test_a_reader_that_goes_away_is_no_traceback():
     script = (
         "from sa_proletarian import cli, demo\n"
-        "demo.main = lambda plain: print('x' * 1_000_000) or 0\n"
+        "demo.main = lambda **_: print('x' * 1_000_000) or 0\n"
         "raise SystemExit(cli.main(['demo']))"
     )
     with subprocess.Popen(

@@ -6,10 +6,11 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from sa_proletarian import demo, demo_story
 from sa_proletarian.embedded import EmbeddedPostgres, EmbeddedPostgresError
@@ -42,20 +43,9 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def on_our_server(monkeypatch, database_url):
-    """Let the demo use the database of this test; starting a server of its own takes seconds."""
-
-    class Borrowed:
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
-
-        def url(self):
-            return database_url
-
-    monkeypatch.setattr(demo, "EmbeddedPostgres", Borrowed)
+def on_our_server(postgres):
+    """Run the demo in a database that it makes on the server of the tests; starting one of its own takes seconds."""
+    return partial(demo.main, url=postgres.url().render_as_string(hide_password=False))
 
 
 @pytest.fixture
@@ -68,7 +58,7 @@ def terminal(monkeypatch):
 
 
 def test_jobs_that_always_fail_are_tried_three_times_and_reported(on_our_server, capsys):
-    assert demo.main(chance=Fate(fails=True)) == 0
+    assert on_our_server(chance=Fate(fails=True)) == 0
     said = capsys.readouterr().out
     assert "Number of successful jobs: 0\nNumber of failed jobs: 10\n" in said
     assert re.search(r"^Wall time: \d+\.\d s", said, re.MULTILINE)
@@ -80,7 +70,7 @@ def test_jobs_that_always_fail_are_tried_three_times_and_reported(on_our_server,
 
 
 def test_jobs_that_never_fail_are_done_at_once(on_our_server, capsys):
-    assert demo.main(chance=Fate(fails=False)) == 0
+    assert on_our_server(chance=Fate(fails=False)) == 0
     said = capsys.readouterr().out
     assert "Number of successful jobs: 10\nNumber of failed jobs: 0\n" in said
     assert said.count("succeeded: archived as success") == 10
@@ -90,7 +80,7 @@ def test_jobs_that_never_fail_are_done_at_once(on_our_server, capsys):
 @pytest.mark.parametrize(("fails", "state"), [(True, "failure"), (False, "success")])
 def test_a_terminal_gets_a_table_with_a_row_for_each_job(on_our_server, terminal, monkeypatch, fails, state):
     monkeypatch.setattr(sys, "stdout", terminal)
-    assert demo.main(chance=Fate(fails=fails)) == 0
+    assert on_our_server(chance=Fate(fails=fails)) == 0
     said = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
     last = said[said.rindex("attempt 1") :]
     for number in range(1, 11):
@@ -102,7 +92,7 @@ def test_a_terminal_gets_a_table_with_a_row_for_each_job(on_our_server, terminal
 
 def test_plain_gives_lines_to_a_terminal_as_well(on_our_server, terminal, monkeypatch):
     monkeypatch.setattr(sys, "stdout", terminal)
-    assert demo.main(plain=True, chance=Fate(fails=False)) == 0
+    assert on_our_server(plain=True, chance=Fate(fails=False)) == 0
     assert "\x1b" not in terminal.getvalue()
     assert terminal.getvalue().count("begins") == 10
 
@@ -117,6 +107,23 @@ def test_without_rich_a_terminal_gets_lines(monkeypatch, terminal):
     monkeypatch.delitem(sys.modules, "sa_proletarian.demo_table", raising=False)
     monkeypatch.setitem(sys.modules, "rich", None)
     assert isinstance(demo.view_of(terminal), demo_story.Lines)
+
+
+def test_on_a_given_server_it_leaves_no_database_behind(on_our_server, capsys, administration):
+    assert on_our_server(chance=Fate(fails=False)) == 0
+    assert "The database and its data are gone." in capsys.readouterr().out
+    with administration.connect() as connection:
+        assert connection.scalars(text("SELECT datname FROM pg_database WHERE datname LIKE 'sa\\_proletarian%'")).all() == []
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql+psycopg://me:secret@127.0.0.1:1/app", "sqlite://", "postgresql+nothing://me:secret@host/app"]
+)
+def test_a_server_that_cannot_be_had_is_said_without_its_password(url, capsys):
+    assert demo.main(url=url) == 1
+    said = capsys.readouterr()
+    assert "secret" not in said.err + said.out
+    assert re.search("no database could be made on|must be a PostgreSQL", said.err)
 
 
 def test_a_missing_postgresql_is_said_and_is_exit_code_1(monkeypatch, capsys):
