@@ -16,7 +16,7 @@ from sa_proletarian import AsyncWorker, Interrupted, JobTimeout, Outcome, Retry,
 
 HOUR = timedelta(hours=1)
 SHORT = timedelta(milliseconds=50)
-ENOUGH = timedelta(milliseconds=500)  # to use the session before it is over
+ENOUGH = timedelta(seconds=3)  # to use the session before it is over, also on a busy machine
 PATIENCE = 20
 
 
