@@ -130,11 +130,20 @@ class Migrations:
         execute(code, Operations(MigrationContext.configure(connection)))
 
     def run_sql(self, sql: str) -> None:
-        """Run what ``--sql`` printed, as ``psql`` would."""
+        """Run what ``--sql`` printed, as ``psql`` would, and again if autovacuum had a table just then."""
         with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            for statement in sql.split(";\n"):
-                if statement.strip():
-                    connection.exec_driver_sql(statement)
+            while not self._all_run(connection, [statement for statement in sql.split(";\n") if statement.strip()]):
+                connection.exec_driver_sql("ROLLBACK")
+
+    def _all_run(self, connection: Connection, statements: list[str]) -> bool:
+        try:
+            for statement in statements:
+                connection.exec_driver_sql(statement)
+        except sa.exc.OperationalError as error:
+            if error.orig.sqlstate == "55P03" and statements[0].strip() == "BEGIN":
+                return False
+            raise
+        return True
 
 
 def _as_sql(code: str, metadata: Any = None, *, dialect: str = "postgresql") -> str:
