@@ -40,7 +40,7 @@ AsyncAround = Callable[[Any], AbstractAsyncContextManager[Any] | AbstractContext
 
 
 class AsyncWorker:
-    """Runs the jobs of one queue on the running event loop; handlers are ``async def`` and take an ``AsyncSession``.
+    """Runs the jobs of one queue on the running event loop, and those of plain functions in threads beside it.
 
     :param jobs: the app's :class:`Proletarian`.
     :param engine: the app's ``AsyncEngine`` (psycopg or asyncpg). The worker connects as it does, with pools of its own.

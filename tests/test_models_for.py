@@ -189,13 +189,13 @@ def test_the_mixins_make_the_default_tables_on_every_base_without_constructor_or
 
 
 def test_plain_classes_of_registry_mapped_make_the_default_tables(engine, expected):
-    mapper_registry = registry()
+    mappers = registry()
 
-    @mapper_registry.mapped
+    @mappers.mapped
     class Job(JobMixin):
-        metadata = mapper_registry.metadata
+        metadata = mappers.metadata
 
-    @mapper_registry.mapped
+    @mappers.mapped
     class ArchivedJob(ArchivedJobMixin):
         pass
 
