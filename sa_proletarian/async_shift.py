@@ -112,6 +112,8 @@ class AsyncShift:
 
     async def _until_the_end(self) -> bool:
         await self._feeder_ended()
+        if not self._thread_hangs():
+            self._thread.join(HOPELESS)  # it has only to return: no wait that the loop would notice
         unfinished = [run.claim.job_id for run in self._feeder.unfinished]
         if self._thread_hangs():
             unfinished = [run.claim.job_id for run in self._feeder.outstanding]

@@ -49,7 +49,8 @@ class Shift:
         self._inbox: queues.SimpleQueue[int | None] | None = None
         self._handlers = [self._thread(self._work, str(number), number) for number in range(1, threads + 1)]
         # handlers first: a feeder that stops at once must find them started
-        self.threads: list[threading.Thread] = [*self._handlers, self._thread(self._feed, "feeder")]
+        self._feeding = self._thread(self._feed, "feeder")
+        self.threads: list[threading.Thread] = [*self._handlers, self._feeding]
         self.done: threading.Event = threading.Event()
         self.clean: bool = False
 
@@ -76,6 +77,7 @@ class Shift:
             if self.is_hopeless():
                 self._emit_unfinished([run.claim.job_id for run in self._feeder.outstanding])
                 return False
+        self._feeding.join(HOPELESS)  # it has said that it is done, but may not have returned from that yet
         return self.clean
 
     def is_hopeless(self) -> bool:

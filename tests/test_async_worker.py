@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 
@@ -17,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_ses
 from sqlalchemy.orm import Session
 
 from sa_proletarian import AsyncWorker, ConfigurationError, Job, Retry
+from sa_proletarian.async_shift import AsyncShift
 
 PATIENCE = 20
 
@@ -598,6 +600,23 @@ def test_a_stopped_worker_leaves_no_connection_and_no_thread(url, jobs, enqueue,
 
     asyncio.run(main())
     assert {*threading.enumerate()} <= before | {threading.main_thread()}
+
+
+def test_stop_waits_also_for_a_feeder_that_has_done_everything_but_end(psycopg_url, jobs, tables, recorder, monkeypatch):
+    feed = AsyncShift._feed
+
+    def feed_and_linger(self):
+        feed(self)
+        time.sleep(0.5)
+
+    monkeypatch.setattr(AsyncShift, "_feed", feed_and_linger)
+
+    async def main():
+        async with working(jobs, psycopg_url, recorder, worker_id="slow") as worker:
+            assert await worker.stop()
+            assert not [thread for thread in threading.enumerate() if thread.name.startswith("slow")]
+
+    asyncio.run(main())
 
 
 PROGRAM = """

@@ -18,6 +18,7 @@ from sqlalchemy import create_engine, event, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from sa_proletarian import ConfigurationError, Job, Retry, Snooze, Worker, metadata
+from sa_proletarian.shift import Shift
 
 HOUR = timedelta(hours=1)
 SOON = timedelta(milliseconds=100)
@@ -270,13 +271,23 @@ def test_a_finished_stop_calls_on_shutdown_and_leaves_no_thread_and_no_connectio
     recorder.wait_for("polling_for_jobs", 2)
     assert worker.stop() is True
     assert calls == [1]
-    assert not [
-        thread
-        for thread in threading.enumerate()
-        if thread.name.startswith(worker.worker_id + "-") and thread.name.rsplit("-", 1)[1] != "feeder"
-    ]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(worker.worker_id)]
     alone = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() HAVING count(*) = 1"
     wait_until(rows, alone)  # the server takes a moment to see a client go
+
+
+def test_stop_waits_also_for_a_feeder_that_has_done_everything_but_end(jobs, tables, recorder, monkeypatch):
+    feed = Shift._feed
+
+    def feed_and_linger(self):
+        feed(self)
+        time.sleep(0.5)
+
+    monkeypatch.setattr(Shift, "_feed", feed_and_linger)
+    worker = Worker(jobs, tables, listener=recorder)
+    worker.start()
+    assert worker.stop() is True
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(worker.worker_id)]
 
 
 def test_an_on_shutdown_that_raises_is_reported(jobs, tables, recorder):
