@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
-from itertools import groupby
 from typing import Any
 from uuid import UUID
 
@@ -35,7 +34,7 @@ from sqlalchemy.dialects.postgresql import JSON as PG_JSON
 from sqlalchemy.orm import Mapper, sessionmaker
 
 from .arguments import at_least, callable_or_none
-from .drafts import Draft, Drafts, Item, same_kind
+from .drafts import Drafts, Group, Item, same_kind
 
 MOST_TEXT = 8 * 1024 * 1024
 """A chunk ends early when its payloads have come to so many characters."""
@@ -66,23 +65,21 @@ def put_many(
     return ids
 
 
-def _chunks(drafts: Drafts, items: Iterable[Item], size: int) -> Iterator[list[Draft]]:
-    chunk: list[Draft] = []
-    room = MOST_TEXT
+def _chunks(drafts: Drafts, items: Iterable[Item], size: int) -> Iterator[list[Group]]:
+    count, room = 0, MOST_TEXT
     for index, item in enumerate(items):
-        if not chunk:
+        if not count:
             drafts.begin()
         try:
-            draft = drafts.draft(item)
+            room -= drafts.take(item)
         except (TypeError, ValueError) as error:
             raise same_kind(error, f"item {index}: {error}") from error
-        chunk.append(draft)
-        room -= len(draft.text or "")
-        if len(chunk) == size or room <= 0:
-            yield chunk
-            chunk, room = [], MOST_TEXT
-    if chunk:
-        yield chunk
+        count += 1
+        if count == size or room <= 0:
+            yield drafts.end()
+            count, room = 0, MOST_TEXT
+    if count:
+        yield drafts.end()
 
 
 class Insertion:
@@ -95,45 +92,38 @@ class Insertion:
         self._dialect = connection.dialect
         self._statements: dict[Any, Any] = {}
 
-    def insert(self, drafts: Sequence[Draft]) -> list[Any]:
-        """Insert the drafts, those in a row with the same columns together, and give their ids."""
-        ids: list[Any] = []
-        for keys, group in groupby(drafts, key=lambda draft: draft.values.keys()):
-            ids += self._insert(tuple(keys), list(group))
-        return ids
+    def insert(self, groups: Sequence[Group]) -> list[Any]:
+        """Insert the jobs, group by group, and give their ids."""
+        return [job_id for group in groups for job_id in self._insert(group)]
 
-    def _insert(self, keys: tuple[str, ...], drafts: list[Draft]) -> list[Any]:
-        if "job_id" not in keys:
-            return self._insert_without_ids(keys, drafts)
+    def _insert(self, group: Group) -> list[Any]:
+        if "job_id" not in group.own:
+            return self._insert_without_ids(group)
         try:
-            constants, arrays = self._split(keys, drafts)
+            constants, arrays = self._split(group)
         except NoLiteralError:
-            self._connection.execute(insert(self._table), self._rows(keys, drafts))
+            self._connection.execute(insert(self._table), self._rows(group))
         else:
             parameters = {f"the_{key}": value for key, value in constants.items()}
             parameters |= {f"all_{key}": literal for key, literal in arrays.items()}
             self._connection.execute(self._unnest(tuple(constants), tuple(arrays)), parameters)
-        return [draft.values["job_id"] for draft in drafts]
+        return group.own["job_id"]
 
-    def _insert_without_ids(self, keys: tuple[str, ...], drafts: list[Draft]) -> list[Any]:
+    def _insert_without_ids(self, group: Group) -> list[Any]:
         statement = insert(self._table).returning(self._columns["job_id"], sort_by_parameter_order=True)
-        return list(self._connection.scalars(statement, self._rows(keys, drafts)))
+        return list(self._connection.scalars(statement, self._rows(group)))
 
-    def _rows(self, keys: tuple[str, ...], drafts: list[Draft]) -> list[dict[str, Any]]:
-        names = [(key, self._columns[key].key) for key in keys]
-        return [{name: draft.values[key] for key, name in names} for draft in drafts]
+    def _rows(self, group: Group) -> list[dict[str, Any]]:
+        return [{self._columns[key].key: value for key, value in row.items()} for row in group.rows()]
 
-    def _split(self, keys: tuple[str, ...], drafts: list[Draft]) -> tuple[dict[str, Any], dict[str, str]]:
-        """Give the values that all drafts share, and for other columns their values as the literal of an array."""
-        if self._dialect.name != "postgresql":
+    def _split(self, group: Group) -> tuple[dict[str, Any], dict[str, str]]:
+        """Give the values that all jobs share, and for other columns their values as the literal of an array."""
+        if self._dialect.name != "postgresql" or group.texts is None:
             raise NoLiteralError
-        constants = self._defaults(keys)
-        arrays: dict[str, str] = {}
-        for key in keys:
-            if key == "payload":
-                arrays[key] = self._payloads(drafts)
-                continue
-            values = [draft.values[key] for draft in drafts]
+        constants = self._defaults({*group.shared, *group.own, "payload"})
+        constants |= {key: _constant(self._columns[key].type, value) for key, value in group.shared.items()}
+        arrays = {"payload": self._payloads(group.texts)}
+        for key, values in group.own.items():
             first = values[0]
             if all(value is first for value in values):
                 constants[key] = _constant(self._columns[key].type, first)
@@ -141,7 +131,7 @@ class Insertion:
                 arrays[key] = _array(self._columns[key].type, values)
         return constants, arrays
 
-    def _defaults(self, keys: tuple[str, ...]) -> dict[str, Any]:
+    def _defaults(self, keys: set[str]) -> dict[str, Any]:
         """Give the constant defaults of the app's columns that ``keys`` leave out; others are for SQLAlchemy to make."""
         left = {key: self._columns[key].default for key in self._columns.keys() if key not in keys}
         defaults: dict[str, Any] = {key: default for key, default in left.items() if default is not None}
@@ -149,12 +139,9 @@ class Insertion:
             raise NoLiteralError
         return {key: _constant(self._columns[key].type, default.arg) for key, default in defaults.items()}
 
-    def _payloads(self, drafts: list[Draft]) -> str:
+    def _payloads(self, texts: list[str]) -> str:
         kind = self._columns["payload"].type
         if not type(kind).__module__.startswith("sqlalchemy.") or not isinstance(kind.dialect_impl(self._dialect), PG_JSON):
-            raise NoLiteralError
-        texts = [draft.text for draft in drafts]
-        if None in texts:
             raise NoLiteralError
         return _strings(texts)
 

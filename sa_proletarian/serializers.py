@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
 from enum import Enum
@@ -20,6 +20,11 @@ from uuid import UUID
 
 MAX_DEPTH = 100
 MAX_BYTES = 1024 * 1024
+
+# a payload of which a text this short is made holds no integer that is too long, and not too many values
+_SHORT = 3_000
+_FEW = 50
+_ONLY_TEXT = {str}
 
 _TOO_DEEP = f"payload is nested too deeply: at most {MAX_DEPTH} levels are allowed"
 _NOT_FINITE = "payload holds NaN or an infinity, which JSON cannot express"
@@ -76,6 +81,58 @@ def encoded(serializer: Serializer, payload: Any) -> tuple[JSON, str]:
     return value, _measured(value, MAX_BYTES)
 
 
+def text_of(payload: Any) -> str:
+    """Give the JSON text of what :class:`JSONSerializer` makes of ``payload``, checked as by :func:`checked`.
+
+    Nearly all payloads are small and hold nothing but the very types of JSON: those are looked at, and not copied.
+    """
+    if _is_plain(payload) and (text := _short_text(payload)):
+        return text
+    return encoded(JSONSerializer(), payload)[1]
+
+
+def _short_text(payload: Any) -> str | None:
+    """Give the text, unless it is long or something about it has to be looked at more closely."""
+    try:
+        text = _compact(payload)
+        if len(text) > _SHORT or "\\u0000" in text:
+            return None
+        if not text.isascii():
+            text.encode()  # fails for a lone surrogate
+    except ValueError:
+        return None
+    return text
+
+
+def _is_plain(payload: Any) -> bool:
+    """Whether ``payload`` holds few values, all of the very types of JSON and NaN perhaps, and is not deep."""
+    level: Iterable[Any] = (payload,)
+    for _ in range(_FEW):
+        held: list[Any] = []
+        for value in level:
+            if type(value) in _SCALARS:
+                continue
+            values = _values_in(value)
+            if values is None:
+                return False
+            if not {*map(type, values)} <= _SCALARS.keys():
+                held.extend(values)
+        if not held:
+            return True
+        if len(held) > _FEW:
+            return False
+        level = held
+    return False
+
+
+def _values_in(value: Any) -> Collection[Any] | None:
+    """Give the values in a list, tuple or dict of text keys; ``None`` for anything else."""
+    kind: Any = type(value)  # pyright: ignore[reportUnknownVariableType]
+    if kind is dict:
+        return value.values() if not value or {*map(type, value)} == _ONLY_TEXT else None
+    return value if kind is list or kind is tuple else None
+
+
 def _measured(value: JSON, max_bytes: int) -> str:
     text = _compact(value)
     size = len(text) if text.isascii() else len(text.encode())
@@ -84,7 +141,18 @@ def _measured(value: JSON, max_bytes: int) -> str:
     return text
 
 
-_compact = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+def _compactor() -> Callable[[JSON], str]:
+    """Make the function that gives compact JSON text; it expects no circles, and raises ``ValueError`` for NaN."""
+    encoder = json.JSONEncoder(ensure_ascii=False, check_circular=False, allow_nan=False, separators=(",", ":"))
+    make: Any = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:
+        return encoder.encode
+    # what encode() would make anew for every payload
+    parts = make(None, encoder.default, json.encoder.encode_basestring, None, ":", ",", False, False, False)
+    return lambda value: "".join(parts(value, 0))
+
+
+_compact = _compactor()
 
 
 def loads(text: str) -> JSON:

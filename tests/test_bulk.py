@@ -161,6 +161,34 @@ def test_a_handler_stands_for_its_job_type_and_a_mapping_holds_options(app, jobs
     ]
 
 
+def test_ids_keep_the_order_of_items_of_both_kinds(tables, jobs):
+    items = [("welcome", 1), {"job_type": "welcome"}, ("welcome", 2), ("other", 3), {"job_type": "other"}, ("welcome", 4)]
+    with tables.begin() as connection:
+        ids = jobs.enqueue_many(connection, items)
+    assert ids == sorted(ids) and len({*ids}) == len(items)
+
+
+@pytest.mark.parametrize("column", [JSON, Text], ids=["as arrays", "one by one"])
+def test_a_payload_that_is_filled_anew_for_each_item_is_stored_as_it_was(app, jobs, rows, column):
+    base, own = models(
+        __tablename__="app_job", __annotations__={"payload": Mapped[object]}, payload=mapped_column(Twice, nullable=False)
+    )
+    base.metadata.create_all(app, tables=[own.job_model.__table__])
+    target = jobs if column is JSON else own
+
+    def items():
+        payload = {}
+        for number in range(3):
+            payload["n"] = number
+            yield "welcome", payload
+
+    with Session(app) as session, session.begin():
+        target.enqueue_many(session, items())
+        model = target.job_model
+        stored = session.scalars(select(model.payload).order_by(model.job_id)).all()
+    assert stored == [{"n": 0}, {"n": 1}, {"n": 2}]
+
+
 # transactions and targets
 
 
@@ -421,6 +449,16 @@ def test_payload_columns_of_another_type_are_written_by_that_type(app, tables, k
     with Session(app) as session, session.begin():
         jobs.enqueue_many(session, [("welcome", payload)] * 2)
         assert session.scalars(select(jobs.job_model.payload)).all() == [payload] * 2
+
+
+class Twice(TypeDecorator):
+    """A type of the app's own, by which values must pass one by one."""
+
+    impl = JSON
+    cache_ok = True
+
+    def process_bind_param(self, value, dialect):
+        return {**value}
 
 
 class Shouting:

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import insert, select, text
 
-from sa_proletarian import Job, JSONSerializer
+from sa_proletarian import Job, JSONSerializer, serializers
 from sa_proletarian.serializers import MAX_BYTES, MAX_DEPTH, checked, loads
 
 NOON = datetime(2026, 3, 1, 12, 0, 0, 5, tzinfo=UTC)
@@ -480,3 +480,29 @@ def test_whatever_is_accepted_comes_back_from_a_jsonb_column_as_it_went_in(throu
 )
 def test_the_extremes_that_are_accepted_come_back_from_a_jsonb_column(through, value):
     assert same(through(encoded(value)), value)
+
+
+@given(anything | plain)
+def test_the_short_way_to_the_text_gives_the_same_text_or_the_same_refusal(value):
+    def outcome(function):
+        try:
+            return function()
+        except (TypeError, ValueError) as error:
+            return type(error), str(error)
+
+    assert outcome(lambda: serializers.text_of(value)) == outcome(lambda: serializers.encoded(JSONSerializer(), value)[1])
+
+
+@pytest.mark.parametrize(
+    "value", [{1: 2}, {"a": {1: 2}}, [[math.nan]], "\x00", {"\ud800": 1}, 10**3950, [[[b""]]]], ids=range(7)
+)
+def test_the_short_way_to_the_text_lets_nothing_through(value):
+    with pytest.raises((TypeError, ValueError)):
+        serializers.text_of(value)
+
+
+def test_a_list_in_itself_has_no_text():
+    value = []
+    value.append(value)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        serializers.text_of(value)
