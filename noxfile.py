@@ -62,6 +62,13 @@ def minimums(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """The long form of the fault suite; .faults/ gets a JSON file for each run of a scenario."""
+    install(session, "tests")
+    pytest(session, "tests/faults", "--faults=long", "--faults-to=.faults", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Style, format, and the floors of the house."""
     install(session, "dev")

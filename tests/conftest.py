@@ -31,6 +31,9 @@ hypothesis.settings.load_profile("patient")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--postgresql", type=int, default=18, help="major version of the server that the tests run on")
+    parser.addoption("--faults", choices=("short", "long"), default="short", help="form of the scenarios in tests/faults")
+    parser.addoption("--seed", type=int, help="seed of the scenarios in tests/faults, to run one again")
+    parser.addoption("--faults-to", metavar="FOLDER", help="where those write down their seeds, faults and counts")
 
 
 @pytest.hookimpl(tryfirst=True)

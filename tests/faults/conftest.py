@@ -1,0 +1,85 @@
+"""Fixtures of the fault suite: trials, whose seed and counts are written down."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import pytest
+
+from machinery.record import Record
+from machinery.trial import Trial
+from sa_proletarian.embedded import EmbeddedPostgres
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Give the long form its time."""
+    for item in items:
+        if config.option.faults == "long" and Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(7200))
+
+
+@pytest.fixture
+def seed(pytestconfig):
+    given = pytestconfig.option.seed
+    seed = secrets.randbelow(1 << 32) if given is None else given
+    print(f"--seed {seed}")
+    return seed
+
+
+@pytest.fixture
+def make_trial(request, pytestconfig, tmp_path, seed):
+    """Return a function that makes a trial on the database with a URL; each is recorded when the test is over."""
+    trials = []
+
+    def make(url, scenario, *, tables=True):
+        option = pytestconfig.option
+        record = Record(scenario, request.node.name, option.faults, seed, option.postgresql)
+        folder = tmp_path / f"trial{len(trials)}"
+        folder.mkdir()
+        trial = Trial(url, folder, record, long=option.faults == "long")
+        trials.append(trial)
+        if tables:
+            trial.set_up()
+        return trial
+
+    yield make
+    report = getattr(request.node, "report_of_call", None)
+    for trial in trials:
+        trial.close()
+        if pytestconfig.option.faults_to is not None:
+            trial.record.write(Path(pytestconfig.option.faults_to), passed=report is not None and report.passed)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    if call.when == "call":
+        item.report_of_call = outcome.get_result()
+
+
+@pytest.fixture
+def long(pytestconfig):
+    return pytestconfig.option.faults == "long"
+
+
+@pytest.fixture
+def trial(request, make_trial, database_url):
+    """Return a trial on the database of this test; the module's ``SCENARIO`` or a marker names the scenario."""
+    return make_trial(database_url, request.module.SCENARIO)
+
+
+@pytest.fixture
+def own_server(pytestconfig):
+    """Return a function that starts a server of this test's own, whose commits survive its ``crash()``."""
+    servers = []
+
+    def start(*, tcp=False, **settings):
+        settings = {"synchronous_commit": True, **settings}
+        server = EmbeddedPostgres(pytestconfig.option.postgresql, tcp=tcp, settings=settings).start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.close()

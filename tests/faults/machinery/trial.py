@@ -1,0 +1,253 @@
+"""One run of a scenario: a database, workers, an enqueuer, faults; then calm, an empty queue, and the checker's verdict."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Engine, create_engine, text
+
+from sa_proletarian import metadata
+
+from . import checker, ledger
+from .enqueuer import USUAL, Enqueuer
+from .record import Record
+
+SCRIPT = Path(__file__).with_name("worker.py")
+TABLES = """
+    CREATE TABLE business (job_id text PRIMARY KEY);
+    CREATE TABLE effect (job_id text NOT NULL, attempt int NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp());
+    CREATE TABLE counter (id int PRIMARY KEY, value bigint NOT NULL);
+    INSERT INTO counter SELECT number, 0 FROM generate_series(1, 20) AS number;
+"""
+
+
+class Process:
+    """A worker process, and what is known of its end."""
+
+    def __init__(self, trial: Trial, command: list[str], environment: dict[str, str]) -> None:
+        self._trial = trial
+        self._popen = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=trial.errors,
+            text=True,
+            env={**os.environ, **environment},
+        )
+        self.pid = self._popen.pid
+        self._is_up = False
+
+    def wait_until_up(self) -> None:
+        if self._is_up:
+            return
+        self._is_up = True
+        line = self._popen.stdout.readline()
+        assert line == "up\n", f"the worker did not come up: {line!r}, {self._trial.said()}"
+
+    def kill(self) -> None:
+        """Kill it as ``kill -9`` does."""
+        self._popen.kill()
+        self._ended()
+
+    def signal(self, number: int) -> None:
+        self._popen.send_signal(number)
+
+    def is_running(self) -> bool:
+        if self._popen.poll() is None:
+            return True
+        self._ended()
+        return False
+
+    def wait(self, timeout: float = 60) -> int:
+        code = self._popen.wait(timeout)
+        self._ended()
+        return code
+
+    def _ended(self) -> None:
+        self._popen.wait()
+        self._popen.stdout.close()
+        self._trial.ended.setdefault(self.pid, time.monotonic())
+
+
+class Trial:
+    """One run of a scenario.
+
+    :ivar chance: all choices of the run come from it; its seed is printed and can be given again.
+    """
+
+    def __init__(self, url: URL, folder: Path, record: Record, *, long: bool) -> None:
+        self.url = url
+        self.folder = folder
+        self.record = record
+        self.long = long
+        self.chance = random.Random(record.seed)
+        self.ended: dict[int, float] = {}
+        self.unlocked: set[int] = set()
+        self.processes: list[Process] = []
+        self.errors = (folder / "stderr").open("a")
+        self.ledger = ledger.Ledger(folder / "ledger")
+        self.enqueued = ledger.Ledger(folder / "enqueued")
+        self.events = ledger.Ledger(folder / "events")
+        self.engine = create_engine(url, pool_pre_ping=True)
+        self._engines = [self.engine]
+
+    # the scene --------------------------------------------------------------------------------------------------------
+
+    def amount(self, short: int, long: int) -> int:
+        return long if self.long else short
+
+    def set_up(self) -> None:
+        metadata.create_all(self.engine)
+        with self.engine.begin() as connection:
+            connection.exec_driver_sql(TABLES)
+
+    def make_engine(self, url: URL, **options: Any) -> Engine:
+        """Make an engine that is disposed of at the end."""
+        engine = create_engine(url, **options)
+        self._engines.append(engine)
+        return engine
+
+    def start(
+        self, form: str = "threads", *, up: bool = True, wrapper: tuple[str, ...] = (), environment: Any = None, **given: Any
+    ) -> Process:
+        """Start a worker process of the form ``threads`` or ``async``; ``given`` is for ``worker.py``."""
+        given = {"url": self.url.render_as_string(hide_password=False), "form": form, **given}
+        given |= {"ledger": str(self.ledger.path), "events": str(self.events.path)}
+        process = Process(self, [*wrapper, sys.executable, str(SCRIPT), json.dumps(given)], environment or {})
+        self.processes.append(process)
+        if up:
+            process.wait_until_up()
+        return process
+
+    def enqueuer(self, engine: Engine | None = None, mix: Any = USUAL, **options: Any) -> Enqueuer:
+        return Enqueuer(engine or self.engine, self.enqueued, self.chance.getrandbits(32), mix, **options)
+
+    @contextmanager
+    def filled(self, target: int = 300, enqueuer: Enqueuer | None = None, **options: Any) -> Iterator[Enqueuer]:
+        """Keep the queue filled, from another thread, for as long as the context lasts."""
+        enqueuer = enqueuer or self.enqueuer()
+        stop = threading.Event()
+        failures: list[BaseException] = []
+
+        def fill() -> None:
+            try:
+                enqueuer.keep_filled(stop, target, **options)
+            except BaseException as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=fill)
+        thread.start()
+        try:
+            yield enqueuer
+        finally:
+            stop.set()
+            thread.join()
+        assert not failures, failures
+
+    def fault(self, kind: str) -> None:
+        self.record.faults[kind] += 1
+
+    def pause(self, shortest: float, longest: float) -> None:
+        """Let a random time pass before the next fault."""
+        time.sleep(self.chance.uniform(shortest, longest))
+
+    # the end ----------------------------------------------------------------------------------------------------------
+
+    def finish(self, within: float = 60, *, stop: bool = True) -> None:
+        """Liveness: with the faults over, the queue must be empty in bounded time; then stop the workers."""
+        begun = time.monotonic()
+        self.wait_for("SELECT count(*) = 0 FROM proletarian_job", within)
+        self.record.counts["seconds_to_empty"] = round(time.monotonic() - begun, 2)
+        if stop:
+            self.stop()
+
+    def wait_for(self, condition: str, within: float = 60) -> None:
+        """Ask the database until the answer is true."""
+        deadline = time.monotonic() + within
+        while not self._is_true(condition):
+            assert time.monotonic() < deadline, f"not in {within} s: {condition}; {self.state()}"
+            time.sleep(0.05)
+
+    def wait_until(self, condition: Callable[[], Any], within: float = 60) -> None:
+        deadline = time.monotonic() + within
+        while not condition():
+            assert time.monotonic() < deadline, f"not in {within} s; {self.state()}"
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """End the workers that still run as an administrator does."""
+        running = [process for process in self.processes if process.is_running()]
+        for process in running:
+            process.wait_until_up()
+            process.signal(signal.SIGTERM)
+        for process in running:
+            assert process.wait() == 0, f"an unclean end: {self.said()}"
+
+    def verdict(self, *, all_done: bool = True) -> checker.Verdict:
+        """Ask the checker; note its counts. The workers should have ended."""
+        verdict = checker.check(self.history(), all_done=all_done)
+        self.record.counts |= verdict.counts
+        return verdict
+
+    def check(self, **options: Any) -> None:
+        verdict = self.verdict(**options)
+        assert verdict, f"seed {self.record.seed}: {verdict}"
+
+    def history(self) -> checker.History:
+        with self.engine.begin() as connection:
+            archived = "SELECT job_id::text, status, attempts, process_at, finished_at FROM proletarian_archived_job"
+            return checker.History(
+                enqueued=[(line["job"], line["payload"], line["outcome"]) for line in ledger.read(self.enqueued.path)],
+                business=set(connection.scalars(text("SELECT job_id FROM business"))),
+                archived={row[0]: (row[1], row[2], row[3], row[4]) for row in connection.execute(text(archived))},
+                left=set(connection.scalars(text("SELECT job_id::text FROM proletarian_job"))),
+                effects=[tuple(row) for row in connection.execute(text("SELECT job_id, attempt, at FROM effect"))],
+                ledger=ledger.read(self.ledger.path),
+                events=ledger.read(self.events.path),
+                ended=self.ended,
+                unlocked=self.unlocked,
+            )
+
+    def state(self) -> str:
+        """Say what is left, for messages."""
+        sql = (
+            "SELECT job_id::text, attempts, crashes, claimed_by, claimed_until::text, process_at::text, last_error"
+            " FROM proletarian_job ORDER BY process_at LIMIT 5"
+        )
+        try:
+            with self.engine.begin() as connection:
+                rows = [tuple(row) for row in connection.execute(text(sql))]
+                rows.append(connection.execute(text("SELECT count(*), now()::text FROM proletarian_job")).one())
+        except Exception as error:
+            rows = [error]
+        return f"{rows}; stderr: {self.said()}"
+
+    def said(self) -> str:
+        return (self.folder / "stderr").read_text()[-2000:]
+
+    def close(self) -> None:
+        for process in self.processes:
+            if process.is_running():
+                process.kill()
+        self.errors.close()
+        for one in (self.ledger, self.enqueued, self.events):
+            one.close()
+        for engine in self._engines:
+            engine.dispose()
+
+    def _is_true(self, condition: str) -> bool:
+        try:
+            with self.engine.begin() as connection:
+                return bool(connection.scalar(text(condition)))
+        except Exception:
+            return False
