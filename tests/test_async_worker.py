@@ -385,25 +385,6 @@ def test_on_failed_is_awaited_or_called_in_a_thread(psycopg_url, jobs, enqueue, 
     ]
 
 
-def test_a_backend_that_is_killed_under_a_job_is_a_crash_and_the_job_runs_again(url, jobs, enqueue, recorder, seen, rows):
-    @jobs.handler("work")
-    async def work(session, job):
-        await write(session, f"crashes {job.crashes}")
-        if job.crashes == 0:
-            await session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
-
-    enqueue("work")
-
-    async def main():
-        async with working(jobs, url, recorder):
-            await seen("connection_died")
-            rows("UPDATE proletarian_job SET process_at = now()")
-            await seen("job_finished")
-
-    asyncio.run(main())
-    assert effects(rows) == ["crashes 1"]
-
-
 def test_sleep_would_block_the_loop_and_says_what_to_do(psycopg_url, jobs, enqueue, recorder, seen):
     @jobs.handler("work")
     async def work(session, job):
@@ -420,28 +401,6 @@ def test_sleep_would_block_the_loop_and_says_what_to_do(psycopg_url, jobs, enque
 
 
 # stop
-
-
-def test_a_sleeping_job_is_interrupted_released_and_picked_up_again(url, jobs, enqueue, recorder, seen, rows):
-    @jobs.handler("long")
-    async def long(session, job):
-        await write(session, "begun")
-        await job.sleep_async(timedelta(hours=1))
-
-    enqueue("long")
-
-    async def main():
-        async with working(jobs, url, recorder) as worker:
-            await seen("handling_job")
-            assert await worker.stop()
-            assert rows("SELECT attempts, claim_id, crashes FROM proletarian_job") == [(0, None, 0)]
-            await worker.start()
-            await seen("handling_job", 2)
-
-    asyncio.run(main())
-    assert [event.attempt for event in recorder.named("handling_job")] == [1, 1]
-    assert len(recorder.named("job_interrupted")) == 2
-    assert effects(rows) == []
 
 
 def test_what_still_runs_is_cancelled_when_the_time_is_over_and_the_pool_stays_whole(

@@ -5,21 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import uuid
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 
 import pytest
 from sqlalchemy import Text, TypeDecorator, create_engine, event, text
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, scoped_session, sessionmaker
 
 from sa_proletarian import (
     ArchivedJob,
     ArchivedJobMixin,
-    Cancel,
     ConfigurationError,
     Job,
     JobMixin,
@@ -27,7 +24,6 @@ from sa_proletarian import (
     Proletarian,
     Retry,
     SessionClosed,
-    Snooze,
     metadata,
 )
 
@@ -120,112 +116,6 @@ def test_nothing_due_is_none(jobs, tables):
     assert jobs.process_next(tables) is None
 
 
-def test_a_returning_handler_is_archived_as_success_with_what_it_wrote(run, rows):
-    assert run(lambda session, job: write(session)) is Outcome.RETURNED
-    assert (archive(rows), effects(rows), queue(rows)) == ([("success", 1)], ["written"], [])
-
-
-def test_a_raising_handler_is_archived_as_failure_without_what_it_wrote(run, rows, recorder):
-    def handler(session, job):
-        write(session)
-        raise ValueError("no")
-
-    assert run(handler) is Outcome.GAVE_UP
-    assert (archive(rows), effects(rows), queue(rows)) == ([("failure", 1)], [], [])
-    assert recorder.names == ["handling_job", "handle_job_exception", "not_retrying"]
-    [(error,)] = rows("SELECT error FROM proletarian_archived_job")
-    assert error.startswith("ValueError: no") and "in handler" in error and "sa_proletarian/execution" not in error
-
-
-def test_an_unused_session_opens_no_connection(run, tables, recorder):
-    seen = []
-    assert run(lambda session, job: seen.append(session.in_transaction())) is Outcome.RETURNED
-    assert seen == [False]
-
-
-def test_what_is_only_added_to_the_session_is_written_too(run, rows):
-    def handler(session, job):
-        session.add(Job("later", {"from": str(job.job_id)}))
-
-    assert run(handler) is Outcome.RETURNED
-    assert rows("SELECT job_type FROM proletarian_job") == [("later",)]
-
-
-@pytest.mark.parametrize("ending", ["commit", "close", "commit twice", "commit and close"])
-def test_a_handler_may_commit_or_close_and_its_writes_appear_when_the_job_ends(run, rows, ending):
-    seen = []
-
-    def handler(session, job):
-        write(session)
-        for step in ending.split(" and ") if "and" in ending else [ending.split()[0]] * (2 if "twice" in ending else 1):
-            getattr(session, step)()
-        seen.append(effects(rows))
-
-    assert run(handler) is Outcome.RETURNED
-    assert seen == [[]], "nothing is visible while the job runs"
-    assert archive(rows) == [("success", 1)]
-    assert effects(rows) == ([] if ending == "close" else ["written"])
-
-
-def test_a_handler_may_roll_back_and_go_on(run, rows):
-    def handler(session, job):
-        write(session, "dropped")
-        session.rollback()
-        write(session, "kept")
-
-    assert run(handler) is Outcome.RETURNED
-    assert effects(rows) == ["kept"]
-
-
-def test_committed_work_is_gone_when_the_handler_then_fails(run, rows):
-    def handler(session, job):
-        write(session)
-        session.commit()
-        raise ValueError
-
-    assert run(handler) is Outcome.GAVE_UP
-    assert (archive(rows), effects(rows)) == ([("failure", 1)], [])
-
-
-def test_a_handler_may_catch_a_sql_error_in_a_nested_transaction(run, rows):
-    def handler(session, job):
-        with pytest.raises(IntegrityError), session.begin_nested():
-            session.execute(text("INSERT INTO effect VALUES (NULL)"))
-        write(session)
-
-    assert run(handler) is Outcome.RETURNED
-    assert effects(rows) == ["written"]
-
-
-def test_a_swallowed_sql_error_is_a_failure(run, rows):
-    def handler(session, job):
-        write(session)
-        with pytest.raises(IntegrityError):
-            session.execute(text("INSERT INTO effect VALUES (NULL)"))
-
-    assert run(handler) is Outcome.GAVE_UP
-    assert (archive(rows), effects(rows)) == ([("failure", 1)], [])
-
-
-def test_a_flush_error_is_a_failure_and_the_bookkeeping_is_kept(run, rows):
-    def handler(session, job):
-        session.add(ArchivedJob())
-        session.flush()
-
-    assert run(handler, retry=Retry(1, [timedelta(hours=1)])) is Outcome.RETRIED
-    assert queue(rows) == [(1, 0, None)]
-
-
-def test_a_broken_deferred_constraint_is_a_failure(run, rows):
-    rows("CREATE TABLE parent (id int PRIMARY KEY)")
-    rows("CREATE TABLE child (parent int REFERENCES parent DEFERRABLE INITIALLY DEFERRED)")
-
-    assert run(lambda session, job: session.execute(text("INSERT INTO child VALUES (1)"))) is Outcome.GAVE_UP
-    assert archive(rows) == [("failure", 1)]
-    [(error,)] = rows("SELECT error FROM proletarian_archived_job")
-    assert "child_parent_fkey" in error
-
-
 def test_a_raw_commit_is_reported(run_in_thread, rows, recorder):
     def handler(session, job):
         write(session)
@@ -284,17 +174,6 @@ def test_two_first_uses_at_once_open_one_connection(run_in_thread, tables, rows)
 
     assert run_in_thread(handler) is Outcome.RETURNED
     assert len(pids) == 1
-
-
-def test_the_row_is_locked_while_the_handler_works_with_its_session(run, rows):
-    seen = []
-
-    def handler(session, job):
-        session.execute(text("SELECT 1"))
-        seen.extend(rows("SELECT job_id FROM proletarian_job FOR UPDATE SKIP LOCKED"))
-
-    assert run(handler) is Outcome.RETURNED
-    assert seen == []
 
 
 def test_the_lock_lets_rows_refer_to_the_job(run, rows, tables):
@@ -388,17 +267,6 @@ def test_the_job_is_detached_and_reads_well_after_a_commit(run):
 
     run(handler)
     assert seen == [({"n": 1}, 1, "work", "default", 0, None)]
-
-
-def test_the_live_row_is_one_get_away(run, rows):
-    seen = []
-
-    def handler(session, job):
-        live = session.get(Job, job.job_id)
-        seen.append(live is not job and live.attempts == job.attempts == 1)
-
-    assert run(handler) is Outcome.RETURNED
-    assert seen == [True]
 
 
 def test_a_payload_that_the_handler_changes_is_archived_as_it_was(run, rows):
@@ -500,23 +368,6 @@ def test_values_that_the_apps_own_types_cannot_read_fail_one_job_only(tables, ro
 # fates
 
 
-def test_a_retried_job_runs_again_after_its_delay_and_says_why(run, rows, recorder, jobs, tables):
-    def handler(session, job):
-        raise ValueError(f"attempt {job.attempts}")
-
-    assert run(handler, retry=Retry(1, [timedelta(hours=1)])) is Outcome.RETRIED
-    [(error, wait)] = rows(
-        "SELECT last_error, extract(epoch FROM process_at - clock_timestamp())::float FROM proletarian_job"
-    )
-    assert error.startswith("ValueError: attempt 1") and 3590 < wait < 3601
-    [event] = recorder.named("retrying")
-    assert event.retries_left == 1
-    assert run.next() is None
-    rows("UPDATE proletarian_job SET process_at = now()")
-    assert run.next(listener=recorder) is Outcome.GAVE_UP
-    assert archive(rows) == [("failure", 2)]
-
-
 def test_the_handlers_retry_wins_over_the_workers(jobs, tables, enqueue):
     def handler(session, job):
         raise ValueError
@@ -541,36 +392,6 @@ def test_a_retry_delay_counts_from_the_finish(run, rows):
     assert wait > 99.6
 
 
-def test_snooze_is_no_attempt_and_keeps_what_was_committed(run, rows, recorder):
-    def handler(session, job):
-        write(session, "committed")
-        session.commit()
-        write(session, "not committed")
-        raise Snooze(timedelta(hours=1))
-
-    assert run(handler) is Outcome.SNOOZED
-    assert (queue(rows), effects(rows), archive(rows)) == ([(0, 0, None)], ["committed"], [])
-
-
-def test_cancel_archives_as_cancelled_with_its_reason(run, rows):
-    def handler(session, job):
-        raise Cancel("the user is gone")
-
-    assert run(handler) is Outcome.CANCELLED
-    assert rows("SELECT status, attempts, error FROM proletarian_archived_job") == [
-        ("cancelled", 1, "Cancel: the user is gone")
-    ]
-
-
-@pytest.mark.parametrize("error", [SystemExit(0), GeneratorExit(), KeyError("x"), RecursionError()])
-def test_whatever_a_handler_raises_is_a_failure(run, rows, error):
-    def handler(session, job):
-        raise error
-
-    assert run(handler) is Outcome.GAVE_UP
-    assert archive(rows) == [("failure", 1)]
-
-
 def test_a_handler_that_returns_a_coroutine_has_done_nothing(run_in_thread, rows):
     async def work():
         pass
@@ -587,22 +408,6 @@ def test_ctrl_c_in_process_next_releases_the_job_and_is_raised(run, rows):
     with pytest.raises(KeyboardInterrupt):
         run(handler)
     assert (queue(rows), effects(rows), archive(rows)) == ([(0, 0, None)], [], [])
-
-
-@pytest.mark.parametrize("uses_session", [True, False])
-def test_on_failed_is_called_once_after_the_archive_row_is_committed(run, rows, uses_session):
-    calls = []
-
-    def handler(session, job):
-        if uses_session:
-            write(session)
-        raise ValueError("no")
-
-    def on_failed(job, error):
-        calls.append((job.payload, type(error), archive(rows)))
-
-    assert run(handler, on_failed=on_failed) is Outcome.GAVE_UP
-    assert calls == [({"n": 1}, ValueError, [("failure", 1)])]
 
 
 def test_an_error_in_on_failed_is_reported_and_harms_nothing(run, rows, recorder):
@@ -784,28 +589,6 @@ def test_the_star_takes_every_type_without_a_handler_of_its_own(jobs, tables, en
     assert seen == [("own", "own"), ("star", "other")]
 
 
-def test_a_claim_that_was_lost_writes_nothing(run, rows, recorder):
-    """Another worker took the job over between our claim and our first use of the session."""
-    thief = uuid.uuid4()
-
-    def handler(session, job):
-        rows("UPDATE proletarian_job SET claim_id = :thief", thief=thief)
-        try:
-            write(session)
-        except Exception:
-            pass  # swallowing it must not help
-
-    assert run(handler) is Outcome.CLAIM_LOST
-    assert (queue(rows), archive(rows), effects(rows)) == ([(1, 0, thief)], [], [])
-    assert recorder.names[-1] == "claim_lost"
-
-
-def test_a_claim_that_was_lost_unnoticed_is_not_settled(run, rows):
-    thief = uuid.uuid4()
-    assert run(lambda session, job: rows("UPDATE proletarian_job SET claim_id = :t", t=thief)) is Outcome.CLAIM_LOST
-    assert (queue(rows), archive(rows)) == ([(1, 0, thief)], [])
-
-
 @pytest.mark.parametrize("uses_session", [True, False])
 def test_an_id_that_is_archived_already_parks_the_job_and_names_the_constraint(run, rows, recorder, uses_session):
     def handler(session, job):
@@ -870,91 +653,6 @@ def is_readable(payload):
     except (ValueError, RecursionError):
         return False
     return True
-
-
-def test_a_server_process_that_is_killed_under_a_job_is_a_crash_and_no_attempt(run, rows, recorder, jobs, tables):
-    calls = []
-
-    def handler(session, job):
-        calls.append(job.attempts)
-        write(session)
-        if len(calls) == 1:
-            pid = session.scalar(text("SELECT pg_backend_pid()"))
-            rows("SELECT pg_terminate_backend(:pid)", pid=pid)
-            session.execute(text("SELECT 1"))
-
-    assert run(handler) is Outcome.CONNECTION_DIED
-    assert (queue(rows), archive(rows), effects(rows)) == ([(0, 1, None)], [], [])
-    rows("UPDATE proletarian_job SET process_at = now()")
-    assert run.next(listener=recorder) is Outcome.RETURNED
-    assert (calls, archive(rows), effects(rows)) == ([1, 1], [("success", 1)], ["written"])
-
-
-def test_a_handlers_own_failure_counts_although_its_connection_died(run, rows):
-    def handler(session, job):
-        pid = session.scalar(text("SELECT pg_backend_pid()"))
-        rows("SELECT pg_terminate_backend(:pid)", pid=pid)
-        try:
-            session.execute(text("SELECT 1"))
-        except Exception:
-            pass
-        raise ValueError("of its own") from None
-
-    assert run(handler) is Outcome.GAVE_UP
-
-
-def test_a_handler_that_swallows_the_death_of_its_connection_has_not_succeeded(run, rows):
-    def handler(session, job):
-        pid = session.scalar(text("SELECT pg_backend_pid()"))
-        rows("SELECT pg_terminate_backend(:pid)", pid=pid)
-        try:
-            session.execute(text("SELECT 1"))
-        except Exception:
-            pass
-
-    assert run(handler) is Outcome.CONNECTION_DIED
-    assert queue(rows) == [(0, 1, None)]
-
-
-def test_a_death_that_only_the_settling_notices_is_a_crash(run, rows):
-    def handler(session, job):
-        pid = session.scalar(text("SELECT pg_backend_pid()"))
-        session.commit()
-        rows("SELECT pg_terminate_backend(:pid)", pid=pid)
-
-    assert run(handler) is Outcome.CONNECTION_DIED
-    assert queue(rows) == [(0, 1, None)]
-
-
-def test_jobs_under_which_processes_died_are_archived_as_crashed_at_the_ceiling(jobs, tables, enqueue, rows, recorder):
-    calls = []
-    jobs.handler("work", on_failed=lambda job, error: calls.append((job.payload, str(error))))(lambda session, job: 1 / 0)
-    enqueue("work", "killer")
-    rows("UPDATE proletarian_job SET attempts = 1, crashes = 4, claim_id = gen_random_uuid(), claimed_until = now()")
-    assert jobs.process_next(tables, listener=recorder) is Outcome.CRASHED
-    assert archive(rows) == [("crashed", 1)]
-    assert len(calls) == 1 and calls[0][0] == "killer" and "died 5 times" in calls[0][1]
-    assert recorder.names == ["job_crashed"]
-
-
-def test_an_expired_claim_is_taken_again_as_a_crash_with_the_same_attempt(jobs, tables, enqueue, rows):
-    seen = []
-    jobs.handler("work")(lambda session, job: seen.append((job.attempts, job.crashes)))
-    enqueue("work")
-    rows("UPDATE proletarian_job SET attempts = 1, claim_id = gen_random_uuid(), claimed_until = now()")
-    assert jobs.process_next(tables) is Outcome.RETURNED
-    assert seen == [(1, 1)]
-
-
-def test_a_reported_outcome_sets_the_crashes_back(jobs, tables, enqueue, rows):
-    def handler(session, job):
-        raise ValueError
-
-    jobs.handler("work", retry=Retry(5, [timedelta(hours=1)]))(handler)
-    enqueue("work")
-    rows("UPDATE proletarian_job SET attempts = 1, claim_id = gen_random_uuid(), claimed_until = now()")
-    assert jobs.process_next(tables) is Outcome.RETRIED
-    assert queue(rows) == [(1, 0, None)]
 
 
 def test_payloads_are_not_in_the_errors_of_our_own_connections(run, rows, recorder):

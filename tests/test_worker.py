@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.orm import Session, sessionmaker
 
-from sa_proletarian import ConfigurationError, Job, Retry, Snooze, Worker, metadata
+from sa_proletarian import ConfigurationError, Job, Retry, Worker, metadata
 from sa_proletarian.shift import Shift
 
 HOUR = timedelta(hours=1)
@@ -328,84 +328,6 @@ def test_a_stop_ends_also_when_the_feeder_hangs_in_the_network(jobs, tables, enq
     reachable.set()
     recorder.wait_for("completed_shutdown")
     engine.dispose()
-
-
-def test_a_sleeping_job_is_interrupted_released_and_picked_up_again(jobs, enqueue, start_worker, recorder, rows):
-    finish = []
-
-    def handler(session, job):
-        session.execute(text("INSERT INTO effect VALUES ('x')"))
-        if not finish:
-            job.sleep(HOUR)
-
-    jobs.handler("sleep")(handler)
-    enqueue("sleep")
-    [before] = rows("SELECT process_at FROM proletarian_job")
-    worker = start_worker(jobs)
-    recorder.wait_for("handling_job")
-    assert worker.stop() is True
-    assert recorder.names == ["handling_job", "shutting_down", "job_interrupted", "completed_shutdown"]
-    assert (waiting(rows), rows("SELECT what FROM effect")) == ([(0, 0, None)], [])
-    assert rows("SELECT process_at FROM proletarian_job") == [before], "its place in line is kept"
-    finish.append(1)
-    start_worker(jobs)
-    [event] = recorder.wait_for("job_finished")
-    assert event.attempt == 1
-
-
-def test_a_job_that_looks_at_interrupted_may_finish(jobs, enqueue, start_worker, recorder, rows):
-    def handler(session, job):
-        while not job.interrupted:
-            pass
-
-    jobs.handler("busy")(handler)
-    enqueue("busy")
-    worker = start_worker(jobs)
-    recorder.wait_for("handling_job")
-    assert worker.stop() is True
-    assert archive(rows) == [("success", 1)]
-
-
-def test_an_error_after_an_interruption_is_an_interruption(jobs, enqueue, start_worker, recorder, rows):
-    def handler(session, job):
-        while not job.interrupted:
-            pass
-        raise ValueError("in the clean-up")
-
-    jobs.handler("busy")(handler)
-    enqueue("busy")
-    worker = start_worker(jobs)
-    recorder.wait_for("handling_job")
-    assert worker.stop() is True
-    assert recorder.names[2:4] == ["handle_job_exception_with_interrupt", "job_interrupted"]
-    assert waiting(rows) == [(0, 0, None)]
-
-
-def test_a_job_can_snooze_itself_over_a_deploy(jobs, enqueue, start_worker, recorder, rows):
-    def handler(session, job):
-        while not job.interrupted:
-            pass
-        raise Snooze(timedelta(0))
-
-    jobs.handler("busy")(handler)
-    enqueue("busy")
-    worker = start_worker(jobs)
-    recorder.wait_for("handling_job")
-    assert worker.stop() is True
-    assert recorder.named("job_snoozed") and waiting(rows) == [(0, 0, None)]
-
-
-def test_a_running_statement_is_cancelled_when_the_time_is_over(jobs, enqueue, start_worker, recorder, rows):
-    jobs.handler("query")(lambda session, job: session.execute(text("SELECT pg_sleep(60)")))
-    enqueue("query")
-    worker = start_worker(jobs, termination_timeout=SOON)
-    recorder.wait_for("handling_job")
-    wait_until(
-        rows, "SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%pg_sleep%' AND pid <> pg_backend_pid()"
-    )
-    assert worker.stop() is True
-    assert "handle_job_exception_with_interrupt" in recorder.names
-    assert waiting(rows) == [(0, 0, None)]
 
 
 @pytest.mark.parametrize("uses_session", [True, False])
