@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from math import isfinite
 from typing import Any
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 def at_least(what: str, value: object, least: int) -> int:
@@ -23,6 +26,14 @@ def span(what: str, value: object, least: timedelta) -> timedelta:
     if value < least:
         raise ValueError(f"{what} must be at least {least}, got {value}")
     return value
+
+
+def span_from(written: str) -> timedelta:
+    """Read a span as people write it: a number and a unit, as in ``90s``, ``15m``, ``12h``, ``14d``, ``2w``."""
+    found = re.fullmatch(r"(\d{1,7}(?:\.\d{1,6})?)([smhdw])", written, re.ASCII)
+    if found is None:
+        raise ValueError(f"a span is a number and one of the units s, m, h, d, w, as in 14d, got {written!r}")
+    return timedelta(**{_UNITS[found[2]]: float(found[1])})
 
 
 def finite(what: str, value: object) -> None:

@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from importlib import metadata
 
 USAGE = 2
@@ -45,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_check(commands)
     _add_grants(commands)
+    _add_prune(commands)
     _add_worker(commands)
     return parser
 
@@ -75,11 +77,7 @@ def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "It reads PostgreSQL's catalog, changes nothing, and needs no right to the tables. "
         "Exit code: 0 they are, 1 they are not, 2 wrong usage, 3 the database could not be asked.",
     )
-    check.add_argument(
-        "--url",
-        default=os.environ.get("SA_PROLETARIAN_DATABASE_URL"),
-        help="the database, as postgresql+psycopg://user:password@host/database; default: $SA_PROLETARIAN_DATABASE_URL",
-    )
+    _add_url(check)
     _add_models(check)
     check.set_defaults(command=_check)
 
@@ -94,6 +92,44 @@ def _add_grants(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     grants.add_argument("--to", metavar="NAME", help="the role of the database; default: proletarian_enqueuer and so on")
     _add_models(grants)
     grants.set_defaults(command=_grants)
+
+
+def _add_prune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    prune = commands.add_parser(
+        "prune",
+        help="delete archived jobs that ended long ago",
+        description="Delete archived jobs that ended long ago, a few blocks of the table in each transaction, so that "
+        "workers can go on beside it. It may be interrupted and run again. "
+        "Exit code: 0 done, 1 the database refused it, 2 wrong usage, 3 no connection to the database.",
+    )
+    add = prune.add_argument
+    add("--older-than", required=True, type=_span, metavar="AGE", help="how long ago they ended at least, as 14d, 12h or 2w")
+    add("--queue", metavar="NAME", help="only jobs of this queue")
+    statuses = ("success", "failure", "cancelled", "crashed")
+    add("--status", choices=statuses, help="only jobs that ended so")
+    add("--dry-run", action="store_true", help="only count them")
+    add("--plain", action="store_true", help="write lines, not a progress bar")
+    add("--engine", metavar="app.db:engine", help="instead of --url: the app's engine, or a function that makes it")
+    _add_url(prune)
+    _add_models(prune)
+    prune.set_defaults(command=_prune)
+
+
+def _span(text: str) -> timedelta:
+    from .arguments import span_from  # noqa: PLC0415 (--help answers at once)
+
+    try:
+        return span_from(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _add_url(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--url",
+        default=os.environ.get("SA_PROLETARIAN_DATABASE_URL"),
+        help="the database, as postgresql+psycopg://user:password@host/database; default: $SA_PROLETARIAN_DATABASE_URL",
+    )
 
 
 def _add_models(command: argparse.ArgumentParser) -> None:
@@ -116,6 +152,12 @@ def _grants(arguments: argparse.Namespace) -> int:
     from .commands import grants  # noqa: PLC0415 (--help answers at once)
 
     return grants(arguments)
+
+
+def _prune(arguments: argparse.Namespace) -> int:
+    from .commands import prune  # noqa: PLC0415 (--help answers at once)
+
+    return prune(arguments)
 
 
 def _add_worker(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

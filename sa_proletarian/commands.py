@@ -1,4 +1,4 @@
-"""What the commands ``check`` and ``grants`` do.
+"""What the commands ``check``, ``grants`` and ``prune`` do.
 
 It owns the way from arguments to models and to a database, the words for what is wrong with them, and the exit codes. It
 refuses to parse arguments (``cli``), and to print a password, whoever would quote it.
@@ -16,13 +16,16 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from . import grants as rights
-from . import schema
-from .dialects import SUPPORTED
+from . import prune_bar, pruning, schema
+from .connections import own_engine, plain
+from .dialects import SUPPORTED, Trouble, trouble
 from .errors import ProletarianError, without_details
 from .model_factory import models_for
+from .models import ArchivedJobMixin
 from .references import ModuleUnusable, ReferenceMistake, look_up
 
 OK, DRIFT, USAGE, NO_CONNECTION = 0, 1, 2, 3
+REFUSED = 1
 
 _CONNECT_TIMEOUT = 10
 _VARIABLE = "SA_PROLETARIAN_DATABASE_URL"
@@ -43,6 +46,14 @@ def check(arguments: Namespace) -> int:
 def grants(arguments: Namespace) -> int:
     """Print the GRANT statements for a role; 2 if the arguments are wrong."""
     return _explained(_grants, arguments)
+
+
+def prune(arguments: Namespace) -> int:
+    """Delete archived jobs that ended long ago, and say how many.
+
+    0: done. 1: the database refused it. 2: the arguments are wrong. 3: there is no connection to the database.
+    """
+    return _explained(_prune, arguments)
 
 
 def _explained(command: Callable[[Namespace], int], arguments: Namespace) -> int:
@@ -80,6 +91,38 @@ def _grants(arguments: Namespace) -> int:
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
     return OK
+
+
+def _prune(arguments: Namespace) -> int:
+    _, archived = _models(arguments)
+    if not issubclass(archived, ArchivedJobMixin):
+        raise UsageError(f"only an archive made with ArchivedJobMixin can be pruned, not {archived.__name__}")
+    engine = _engine_of_app(arguments.engine) if arguments.engine else _engine(_url(arguments.url))
+    own = own_engine(engine.execution_options(schema_translate_map=_schemas(arguments)), size=1)
+    filters = {"queue": arguments.queue, "status": arguments.status}
+    try:
+        with prune_bar.shown(sys.stdout, plain=arguments.plain) as progress:
+            count = pruning.prune(
+                own, archived, arguments.older_than, **filters, dry_run=arguments.dry_run, progress=progress
+            )
+    except SQLAlchemyError as error:
+        away = trouble(error) in (Trouble.DISCONNECTED, Trouble.TRANSIENT)
+        return _complain(_without_password(_first_line(error), engine.url), NO_CONNECTION if away else REFUSED)
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    finally:
+        engine.dispose()
+    print(f"{archived.__tablename__}: {count} rows {'would be ' if arguments.dry_run else ''}pruned")  # noqa: T201
+    return OK
+
+
+def _engine_of_app(place: str) -> Engine:
+    found = _object("--engine", place)
+    made: Any = found() if callable(found) else found
+    engine: Any = plain(made)
+    if not isinstance(engine, Engine):
+        raise UsageError(f"--engine: {place} is a {type(engine).__name__}, not an Engine or an AsyncEngine")
+    return engine
 
 
 # the database ---------------------------------------------------------------------------------------------------------
@@ -128,7 +171,7 @@ def _models(arguments: Namespace) -> tuple[Any, Any]:
         return models_for(MetaData(), prefix=arguments.prefix or "proletarian_")
     if arguments.prefix is not None:
         raise UsageError("give --models or --prefix: models have their tables' names")
-    found = [_object(place) for place in arguments.models.split(",", maxsplit=1)]
+    found = [_object("--models", place) for place in arguments.models.split(",", maxsplit=1)]
     try:
         return schema.models_of(*found)
     except TypeError:
@@ -137,11 +180,11 @@ def _models(arguments: Namespace) -> tuple[Any, Any]:
         ) from None
 
 
-def _object(place: str) -> Any:
+def _object(option: str, place: str) -> Any:
     try:
         return look_up(place.strip())
     except (ReferenceMistake, ModuleUnusable) as error:
-        raise UsageError(f"--models: {error}") from error
+        raise UsageError(f"{option}: {error}") from error
 
 
 def _schemas(arguments: Namespace) -> dict[str | None, str | None]:

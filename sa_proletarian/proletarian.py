@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from sqlalchemy import Engine, inspect
 from sqlalchemy.orm import Mapper, configure_mappers
 
-from . import bulk, cancellation, drafts, events, outbox
+from . import bulk, cancellation, drafts, events, outbox, pruning
 from . import clock as clocks
 from .arguments import timeout_or_none
 from .cancellation import USUAL_REASON, Cancellation
@@ -185,6 +185,36 @@ class Proletarian(Registry, Generic[J, A]):
         ``ConfigurationError`` for a job that is being run where the database is on version 1 of the schema.
         """
         return cancellation.cancel(target, self.job_model, self.archived_model, job_id, reason)
+
+    def prune(
+        self,
+        engine: Engine | AsyncEngine,
+        *,
+        older_than: timedelta,
+        queue: str | None = None,
+        status: str | None = None,
+        dry_run: bool = False,
+        progress: pruning.Progress | None = None,
+    ) -> int:
+        """Delete archived jobs that ended longer ago than ``older_than``; give how many there were.
+
+        It needs an engine, because it commits batch by batch; workers can go on beside it. In async code:
+        ``await asyncio.to_thread(jobs.prune, engine, older_than=…)``.
+
+        :param queue: only jobs of this queue.
+        :param status: only jobs that ended so: ``"success"``, ``"failure"``, ``"cancelled"`` or ``"crashed"``.
+        :param dry_run: only count them.
+        :param progress: called as ``(rows, share)`` after each batch, ``share`` of the table between 0 and 1.
+        """
+        return pruning.prune(
+            own_engine(engine, size=1),
+            self.archived_model,
+            older_than,
+            queue=queue,
+            status=status,
+            dry_run=dry_run,
+            progress=progress,
+        )
 
     def process_next(
         self,

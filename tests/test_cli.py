@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -226,3 +228,81 @@ def test_grants_are_for_the_models_and_schema_that_are_named(app, capsys):
 def test_grants_to_everybody_are_wrong_usage(capsys):
     assert cli.main(["grants", "--role", "worker", "--to", "public"]) == 2
     assert "to must name a role" in capsys.readouterr().err
+
+
+# prune
+
+
+OLD = """
+    INSERT INTO {table} (job_id, queue, job_type, payload, attempts, enqueued_at, process_at, status, finished_at)
+    SELECT gen_random_uuid(), 'default', 'work', '1', 1, now(), now(), 'success', now() - interval '15 days'
+      FROM generate_series(1, {count})
+"""
+
+
+def test_prune_deletes_what_is_old_and_says_how_many(tables, url, capsys, rows):
+    execute(tables, OLD.format(table="proletarian_archived_job", count=20_000))
+    assert cli.main(["prune", "--older-than", "14d", "--url", url, "--dry-run"]) == 0
+    assert capsys.readouterr().out.endswith("\nproletarian_archived_job: 20000 rows would be pruned\n")
+    assert cli.main(["prune", "--older-than", "16d", "--url", url]) == 0
+    assert capsys.readouterr().out.endswith("\nproletarian_archived_job: 0 rows pruned\n")
+    assert cli.main(["prune", "--older-than", "14d", "--url", url, "--status", "failure"]) == 0
+    assert cli.main(["prune", "--older-than", "14d", "--url", url, "--queue", "mail"]) == 0
+    assert rows("SELECT count(*) FROM proletarian_archived_job") == [(20_000,)]
+    capsys.readouterr()
+    assert cli.main(["prune", "--older-than", "2w", "--url", url]) == 0
+    out, err = capsys.readouterr()
+    assert "% looked at, " in out and out.endswith("\nproletarian_archived_job: 20000 rows pruned\n") and err == ""
+    assert rows("SELECT count(*) FROM proletarian_archived_job") == [(0,)]
+
+
+def test_prune_draws_a_bar_on_a_terminal(tables, url):
+    """The other end of a pseudo-terminal reads what people would see."""
+    execute(tables, OLD.format(table="proletarian_archived_job", count=5_000))
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "sa_proletarian.cli", "prune", "--older-than", "14d", "--url", url]
+    with subprocess.Popen(command, stdout=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "100"}) as process:
+        os.close(theirs)
+        seen = b""
+        with suppress(OSError):  # EIO is how a terminal says that nobody is left
+            while piece := os.read(ours, 1000):
+                seen += piece
+    os.close(ours)
+    assert process.returncode == 0
+    assert b"\x1b[" in seen and b"100%" in seen and b"5000 rows pruned" in seen
+
+
+def test_prune_takes_the_apps_engine_and_models_and_another_schema(app, tables, url, capsys, tmp_path, rows):
+    rows("CREATE SCHEMA q")
+    models_for(MetaData(), prefix="mail_", schema="q")[0].metadata.create_all(tables)
+    execute(tables, OLD.format(table="q.mail_archived_job", count=3))
+    module = app("x").split(":")[0]
+    path = tmp_path / f"{module}.py"
+    path.write_text(
+        path.read_text() + f"from sqlalchemy import create_engine\ndef engine():\n    return create_engine({url!r})\n"
+    )
+    given = ["--models", app("jobs"), "--engine", app("engine"), "--schema", "q"]
+    assert cli.main(["prune", "--older-than", "14d", *given]) == 0
+    assert capsys.readouterr().out.endswith("mail_archived_job: 3 rows pruned\n")
+    assert cli.main(["prune", "--older-than", "14d", "--models", app("jobs"), "--engine", app("Container")]) == 2
+    assert "is a Container, not an Engine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("age", ["14", "d", "-1d", "14 d", "1y", "99999999d"])
+def test_an_age_that_is_none_is_wrong_usage(age, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["prune", f"--older-than={age}", "--url", ME])
+    assert end.value.code == 2
+    assert "as in 14d, got" in capsys.readouterr().err
+
+
+def test_prune_says_what_the_database_refuses_and_that_it_cannot_be_reached(tables, url, capsys, tmp_path):
+    execute(tables, "DROP TABLE proletarian_archived_job")
+    assert cli.main(["prune", "--older-than", "14d", "--url", url]) == 1
+    assert 'relation "proletarian_archived_job" does not exist' in capsys.readouterr().err
+    away = f"postgresql+psycopg://me:secret-4711@/app?host={tmp_path}/secret-4711"
+    assert cli.main(["prune", "--older-than", "14d", "--url", away]) == 3
+    err = capsys.readouterr().err
+    assert "***" in err and "secret-4711" not in err
+    assert cli.main(["prune", "--older-than", "14d", "--url", url, "--queue", "a b"]) == 2
+    assert "queue must be" in capsys.readouterr().err

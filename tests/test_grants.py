@@ -348,6 +348,18 @@ def test_the_admin_looks_requeues_hurries_moves_cancels_prunes_and_asks_for_a_ca
     assert rows("SELECT * FROM proletarian_archived_job") == []
 
 
+def test_the_admin_prunes_and_the_others_cannot(run, tables, jobs, login, rows):
+    run(tables, "gives_up")
+    run(tables, "unused")
+    for role in ("enqueuer", "worker"):
+        with denied():
+            jobs.prune(login(role), older_than=timedelta(0))
+    admin = login("admin")
+    assert jobs.prune(admin, older_than=timedelta(0), status="failure", dry_run=True) == 1
+    assert jobs.prune(admin, older_than=timedelta(0), queue="default") == 2
+    assert rows("SELECT * FROM proletarian_archived_job") == []
+
+
 @pytest.mark.parametrize(
     "statement",
     [
