@@ -409,7 +409,7 @@ def test_what_does_not_end_in_an_async_worker_is_left_behind(kind, working, jobs
     free = threading.Event()
     came_back = threading.Event()
 
-    @jobs.handler("task", timeout=SHORT)
+    @jobs.handler("task", timeout=ENOUGH)
     async def task(session, job):
         await write_async(session, "never")
         waiting = asyncio.create_task(asyncio.to_thread(free.wait, PATIENCE))
@@ -420,7 +420,7 @@ def test_what_does_not_end_in_an_async_worker_is_left_behind(kind, working, jobs
                 continue
         came_back.set()
 
-    @jobs.handler("thread", timeout=SHORT)
+    @jobs.handler("thread", timeout=ENOUGH)
     def thread(session, job):
         write(session, "never")
         assert free.wait(PATIENCE)
