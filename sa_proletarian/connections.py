@@ -7,10 +7,7 @@ engines on which a claim would hold no lock.
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from sqlalchemy import Engine, event
@@ -19,17 +16,13 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
 from .dialects import SUPPORTED
 from .errors import ConfigurationError, without_details
+from .keepalives import let_server_watch, watch_server
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 Pooler: TypeAlias = Literal["transaction"]
 """The mode of a pooler between the worker and the server, such as PgBouncer; in session mode it is none to us."""
-
-KEEPALIVE_IDLE = 5
-KEEPALIVE_INTERVAL = 2
-KEEPALIVE_COUNT = 3
-USER_TIMEOUT_MILLISECONDS = 15_000
 
 _AUTOCOMMIT = (
     "the engine is in AUTOCOMMIT, in which a claim holds no lock and a job could be run twice; "
@@ -49,6 +42,7 @@ def own_engine(
     pooler: Pooler | None = None,
     timeout: float | None = 30,
     on_this_loop: bool = False,
+    server_watches: bool = True,
 ) -> Engine:
     """Make an engine that connects as ``engine`` does, with a pool of its own of ``size`` connections.
 
@@ -58,9 +52,9 @@ def own_engine(
     Who asks for one connection more waits up to ``timeout`` seconds for it; ``None``: for ever.
 
     Its transactions are READ COMMITTED, whatever the database's default; its errors hide parameters, and what the server
-    quotes from rows (``error.orig.diag.message_detail`` still has it, for a handler that wants it); TCP keepalives are
-    set on its sockets (5 s idle, 3 probes 2 s apart, 15 s for unacknowledged data), so that a dead network is noticed in
-    seconds. ``ConfigurationError`` for an AUTOCOMMIT engine and for a database that is not supported.
+    quotes from rows (``error.orig.diag.message_detail`` still has it, for a handler that wants it); both ends of its
+    TCP connections notice a dead network in seconds (see ``keepalives``; the server's end only with ``server_watches``,
+    and without a pooler). ``ConfigurationError`` for an AUTOCOMMIT engine and for a database that is not supported.
     """
     app = plain(engine)
     _check(app, pooler)
@@ -75,9 +69,12 @@ def own_engine(
         _dispatch=parent.dispatch,
         dialect=app.dialect,
     )
-    event.listen(pool, "connect", _keep_alive)
+    event.listen(pool, "connect", _refuse_autocommit)
+    event.listen(pool, "connect", watch_server)
     if pooler is not None:
         event.listen(pool, "connect", _name_no_statements, insert=True)
+    elif server_watches:
+        event.listen(pool, "connect", let_server_watch)
     own = Engine(pool, app.dialect, app.url, hide_parameters=True)
     _share_events(own, app)
     event.listen(own, "handle_error", _leave_out_details)
@@ -149,29 +146,7 @@ def _name_no_statements(dbapi_connection: Any, record: Any) -> None:
         driver_connection._server_caps = driver_connection._server_caps._replace(jit=False)
 
 
-def _keep_alive(dbapi_connection: Any, record: Any) -> None:
+def _refuse_autocommit(dbapi_connection: Any, record: Any) -> None:
     if getattr(dbapi_connection, "autocommit", False):
         dbapi_connection.close()  # SQLAlchemy 2.0 leaves open what a listener refuses
         raise ConfigurationError(_AUTOCOMMIT)
-    # suppressed: a unix socket, a driver without fileno, a platform without the option
-    with suppress(Exception), socket.socket(fileno=os.dup(_fileno(record.driver_connection))) as tcp:
-        if tcp.family in (socket.AF_INET, socket.AF_INET6):
-            _set_keepalives(tcp)
-
-
-def _fileno(driver_connection: Any) -> int:
-    if hasattr(driver_connection, "fileno"):
-        return int(driver_connection.fileno())
-    return int(driver_connection._transport.get_extra_info("socket").fileno())  # asyncpg's
-
-
-def _set_keepalives(tcp: socket.socket) -> None:
-    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (
-        ("TCP_KEEPIDLE", KEEPALIVE_IDLE),
-        ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL),
-        ("TCP_KEEPCNT", KEEPALIVE_COUNT),
-        ("TCP_USER_TIMEOUT", USER_TIMEOUT_MILLISECONDS),
-    ):
-        if hasattr(socket, option):
-            tcp.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

@@ -237,7 +237,7 @@ class Proletarian(Registry, Generic[J, A]):
         no other.
         """
         self.refuse_coroutines()
-        own = own_engine(engine, size=3)
+        own = own_engine(engine, size=3, server_watches=False)  # there may be a pooler between, of which nobody tells us
         execution = build_execution(
             **self._for_one(own, engine, queue=queue, listener=listener, worker_id=worker_id),
             retry=retry,
@@ -271,7 +271,7 @@ class Proletarian(Registry, Generic[J, A]):
         """
         from .async_inline import process_one  # noqa: PLC0415 (it needs greenlet)
 
-        own = own_engine(engine, size=3, on_this_loop=True)
+        own = own_engine(engine, size=3, on_this_loop=True, server_watches=False)
         settings = self._for_one(own, engine, queue=queue, listener=listener, worker_id=worker_id)
         settings |= {"retry": retry, "on_failed": on_failed, "timeout": timeout_or_none(timeout), "around": around}
         return await process_one(**settings, session=session)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import socket
-
 import pytest
 from sqlalchemy import NullPool, StaticPool, create_engine, event, text
 
 from sa_proletarian import ConfigurationError
 from sa_proletarian.connections import own_engine, same_database
-from sa_proletarian.embedded import EmbeddedPostgres
 
 DRIVERS = ["psycopg", "psycopg2"]
 
@@ -230,24 +227,6 @@ def test_its_errors_hide_parameters_and_rows(make, own, driver):
 
 
 # dead networks
-
-
-def test_tcp_connections_notice_a_dead_network_in_seconds():
-    with EmbeddedPostgres(tcp=True) as server:
-        worker = own_engine(create_engine(server.url()), size=1)
-        with worker.connect() as connection:
-            tcp = socket.socket(fileno=connection.connection.driver_connection.fileno())
-            options = (
-                (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
-                (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
-                (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
-                (socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
-                (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
-            )
-            found = [tcp.getsockopt(*option) for option in options]
-            tcp.detach()
-        worker.dispose()
-    assert found == [1, 5, 2, 3, 15_000]
 
 
 def test_no_file_descriptor_is_left_open(make, own):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 from datetime import timedelta
 
@@ -15,7 +14,6 @@ from sqlalchemy.orm import Session, sessionmaker
 from sa_proletarian import Cancel, ConfigurationError, Job, Outcome, Retry, Snooze, Worker
 from sa_proletarian.connections import own_engine
 from sa_proletarian.dialects import Trouble, trouble
-from sa_proletarian.embedded import EmbeddedPostgres
 
 ASYNC = {"psycopg (async)": "psycopg", "asyncpg": "asyncpg"}
 DRIVERS = ["psycopg", "psycopg2", *ASYNC]
@@ -390,20 +388,3 @@ def test_a_stopped_worker_leaves_no_thread_and_no_connection(async_app, jobs, en
     assert worker.stop()
     assert set(threading.enumerate()) <= before
     assert [getattr(raw, "closed", None) or raw.is_closed() for raw in opened] == [True, True]
-
-
-@pytest.mark.slow
-def test_tcp_connections_notice_a_dead_network_in_seconds():
-    found = {}
-    with EmbeddedPostgres(tcp=True) as server:
-        for driver in ASYNC:
-            own = own_engine(make_engine(server.url(), driver), size=1)
-            with own.connect() as connection:
-                raw = connection.connection.driver_connection
-                number = raw.fileno() if hasattr(raw, "fileno") else raw._transport.get_extra_info("socket").fileno()
-                tcp = socket.socket(fileno=number)
-                options = (socket.TCP_KEEPIDLE, socket.TCP_USER_TIMEOUT)
-                found[driver] = [tcp.getsockopt(socket.IPPROTO_TCP, option) for option in options]
-                tcp.detach()
-            own.dispose()
-    assert found == {driver: [5, 15_000] for driver in ASYNC}
