@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -26,30 +27,34 @@ class EventLoop:
     """An event loop in a thread, begun at the first call and ended by :meth:`close`."""
 
     def __init__(self) -> None:
+        self.thread: threading.Thread | None = None
         self._turn = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
         self._closed = False
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call ``function`` on the loop, where SQLAlchemy's adapters can await; give what it gives, raise what it raises."""
-        if threading.current_thread() is self._thread:
+        if threading.current_thread() is self.thread:
             return function(*args, **kwargs)
-        future = self._submit(greenlet_spawn, function, *args, **kwargs)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()  # the caller is interrupted: so is what it waits for
-            raise
+        return _wait_for(self.begin(function, *args, **kwargs))
 
-    def close(self) -> None:
-        """End the loop and what still runs on it. Later calls raise ``RuntimeError``."""
+    def run(self, function: Callable[[], Awaitable[Any]]) -> Any:
+        """Call ``function`` on the loop and wait for what it gives to await; from another thread."""
+        return _wait_for(self._submit(_awaited, function))
+
+    def begin(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
+        """Do what :meth:`call` does, without waiting for the end."""
+        return self._submit(greenlet_spawn, function, *args, **kwargs)
+
+    def close(self, timeout: float | None = None) -> None:
+        """End the loop and what still runs on it, within ``timeout`` seconds. Later calls raise ``RuntimeError``."""
         with self._turn:
             self._closed = True
-            loop, thread = self._loop, self._thread
+            loop, thread = self._loop, self.thread
         if loop is not None and thread is not None:
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
+            with suppress(RuntimeError):  # closed before
+                loop.call_soon_threadsafe(loop.stop)
+            thread.join(timeout)
 
     def _submit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
         with self._turn:  # not after close(): nobody would answer
@@ -61,9 +66,21 @@ class EventLoop:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             # daemon: a forgotten worker must not keep the interpreter from exiting
-            self._thread = threading.Thread(target=_serve, args=(self._loop,), name="sa_proletarian-loop", daemon=True)
-            self._thread.start()
+            self.thread = threading.Thread(target=_serve, args=(self._loop,), name="sa_proletarian-loop", daemon=True)
+            self.thread.start()
         return self._loop
+
+
+def _wait_for(future: Future[Any]) -> Any:
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()  # the caller is interrupted: so is what it waits for
+        raise
+
+
+async def _awaited(function: Callable[[], Awaitable[Any]]) -> Any:
+    return await function()
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:

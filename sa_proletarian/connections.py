@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from sqlalchemy import Engine, event
-from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.engine import Dialect, ExceptionContext
 from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
 from .dialects import SUPPORTED
@@ -47,7 +47,8 @@ def own_engine(
     """Make an engine that connects as ``engine`` does, with a pool of its own of ``size`` connections.
 
     Any thread may use it, also where ``engine`` is an ``AsyncEngine``: its driver then works on an event loop beside them;
-    or, with ``on_this_loop``, only greenlets of one event loop may.
+    or, with ``on_this_loop``, only greenlets of one event loop may, also where ``engine`` is a plain one: its driver then
+    works in threads beside the loop.
     With ``pooler="transaction"`` no prepared statement gets a name, for a pooler would give it to another client's server.
     Who asks for one connection more waits up to ``timeout`` seconds for it; ``None``: for ever.
 
@@ -59,7 +60,7 @@ def own_engine(
     app = plain(engine)
     _check(app, pooler)
     parent = app.pool
-    pool_class, creator = _way_of_connecting(app, on_this_loop=on_this_loop)
+    pool_class, creator, dialect = _way_of_connecting(app, on_this_loop=on_this_loop)
     pool = pool_class(
         creator,
         pool_size=size,
@@ -67,7 +68,7 @@ def own_engine(
         timeout=timeout,  # type: ignore[arg-type]  # the queue below takes None for "no limit"
         use_lifo=True,
         _dispatch=parent.dispatch,
-        dialect=app.dialect,
+        dialect=dialect,
     )
     event.listen(pool, "connect", _refuse_autocommit)
     event.listen(pool, "connect", watch_server)
@@ -75,7 +76,7 @@ def own_engine(
         event.listen(pool, "connect", _name_no_statements, insert=True)
     elif server_watches:
         event.listen(pool, "connect", let_server_watch)
-    own = Engine(pool, app.dialect, app.url, hide_parameters=True)
+    own = Engine(pool, dialect, app.url, hide_parameters=True)
     _share_events(own, app)
     event.listen(own, "handle_error", _leave_out_details)
     options = {**app.get_execution_options(), "isolation_level": "READ COMMITTED"}
@@ -111,14 +112,21 @@ def plain(engine: Engine | AsyncEngine) -> Engine:
     return getattr(given, "sync_engine", given)  # type: ignore[no-any-return]
 
 
-def _way_of_connecting(engine: Engine, *, on_this_loop: bool) -> tuple[type[QueuePool], Callable[..., Any]]:
-    if not engine.dialect.is_async:
-        return QueuePool, _creator(engine.pool)
-    if on_this_loop:
-        return AsyncAdaptedQueuePool, _creator(engine.pool)
-    from .bridge import BridgedCreator, BridgedPool  # noqa: PLC0415 (it needs greenlet, as an AsyncEngine does)
+def _way_of_connecting(engine: Engine, *, on_this_loop: bool) -> tuple[type[QueuePool], Callable[..., Any], Dialect]:
+    creator, dialect = _creator(engine.pool), engine.dialect
+    match dialect.is_async, on_this_loop:
+        case False, False:
+            return QueuePool, creator, dialect
+        case True, True:
+            return AsyncAdaptedQueuePool, creator, dialect
+        case True, False:
+            from .bridge import BridgedCreator, BridgedPool  # noqa: PLC0415 (it needs greenlet, as an AsyncEngine does)
 
-    return BridgedPool, BridgedCreator(engine.pool)
+            return BridgedPool, BridgedCreator(engine.pool), dialect
+        case _:
+            from .aside import AsidePool, aside_dialect  # noqa: PLC0415 (it needs greenlet, as async handlers do)
+
+            return AsidePool, creator, aside_dialect(dialect)
 
 
 def _creator(pool: Any) -> Callable[..., Any]:

@@ -57,6 +57,14 @@ class Execution:
     def stopping(self) -> Stopping:
         return self.transactions.stopping
 
+    def runs_in(self, thread: threading.Thread) -> bool:
+        """Whether handlers run in ``thread`` that is no thread of the worker's."""
+        return False
+
+    def close(self) -> None:
+        """Close the worker's connections."""
+        self.transactions.engine.dispose()
+
     def perform(self, run: Run) -> Report | None:
         """Run one claimed job; settle it if its handler used the session, else give the report of it."""
         run.started_at = clock.monotonic()
@@ -321,7 +329,7 @@ def _refuse_coroutine(result: object) -> None:
     """Take a function that only returns a coroutine for what it is: nothing has been done."""
     if isinstance(result, Coroutine):
         result.close()
-        raise TypeError("the handler returned a coroutine that nobody awaits; a threaded worker runs plain functions only")
+        raise TypeError("the handler returned a coroutine that nobody awaits; make it an async def function")
 
 
 def _savepoint_is_gone(error: BaseException) -> bool:

@@ -23,7 +23,7 @@ from .inline import process_next
 from .lifecycle import Lifecycle
 from .models import DEFAULT_QUEUE, ArchivedJob, ArchivedJobMixin, Job, JobMixin, checked_name
 from .outcomes import Outcome
-from .registry import OnFailed, Registry
+from .registry import OnFailed, Registry, is_async
 from .retry import RetryStrategy
 from .sessions import checked_maker
 
@@ -231,12 +231,12 @@ class Proletarian(Registry, Generic[J, A]):
     ) -> Outcome | None:
         """Run the next due job in this thread: for tests, the REPL and cron.
 
-        The arguments mean what they mean for :class:`Worker`. Gives the outcome, such as ``Outcome.RETURNED`` or
+        The arguments mean what they mean for :class:`Worker`. A handler that is ``async def`` runs on an event loop of its
+        own; within a running one, use :meth:`process_next_async`. Gives the outcome, such as ``Outcome.RETURNED`` or
         ``Outcome.RETRIED``, or ``None`` when nothing was due. What the handler raises is not raised here; it is in the
         outcome, the events and the row. A handler that does not end when its time is over is waited for: this thread has
         no other.
         """
-        self.refuse_coroutines()
         own = own_engine(engine, size=3, server_watches=False)  # there may be a pooler between, of which nobody tells us
         execution = build_execution(
             **self._for_one(own, engine, queue=queue, listener=listener, worker_id=worker_id),
@@ -246,10 +246,14 @@ class Proletarian(Registry, Generic[J, A]):
             session=checked_maker(session, plain(engine)),
             around=around,
         )
+        if self.has_coroutines() or is_async(on_failed):
+            from .mixed_execution import mixed  # noqa: PLC0415 (it needs greenlet)
+
+            execution = mixed(execution, engine, size=1, server_watches=False)
         try:
             return process_next(execution)
         finally:
-            own.dispose()
+            execution.close()
 
     async def process_next_async(
         self,

@@ -107,11 +107,15 @@ class Registry:
             raise TypeError(f"a job type must be a text or a registered handler, got {target!r}")
         raise ValueError(f"{target!r} handles {', '.join(types)}: say which job type you mean")
 
+    def has_coroutines(self) -> bool:
+        """Whether there is anything ``async def`` here, which needs an event loop."""
+        return any(entry.is_async or is_async(entry.on_failed) for entry in self._registrations.values())
+
     def refuse_coroutines(self) -> None:
-        """Raise ``TypeError`` if a handler is ``async def``, which threads cannot run."""
+        """Raise ``TypeError`` if a handler is ``async def``."""
         for name, registration in self._registrations.items():
             if registration.is_async:
-                raise TypeError(f"the handler of {name!r} is async; a threaded worker runs plain functions only")
+                raise TypeError(f"the handler of {name!r} is async; this kind of worker runs plain functions only")
 
 
 def is_async(function: Any) -> bool:

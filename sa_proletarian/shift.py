@@ -54,6 +54,11 @@ class Shift:
         self.done: threading.Event = threading.Event()
         self.clean: bool = False
 
+    def runs_this_thread(self) -> bool:
+        """Whether the current thread is one in which the shift runs handlers, or its feeder."""
+        thread = threading.current_thread()
+        return thread in self.threads or self._execution.runs_in(thread)
+
     @property
     def stopping(self) -> bool:
         return self._execution.stopping.is_set()
@@ -141,7 +146,7 @@ class Shift:
         deadline = max(self._deadline, clock.monotonic() + LAST_CALLS)
         for thread in self._handlers if not unfinished else ():
             thread.join(min(max(0.0, deadline - clock.monotonic()), threading.TIMEOUT_MAX))
-        self._execution.transactions.engine.dispose()
+        self._execution.close()
         if unfinished or any(thread.is_alive() for thread in self._handlers):
             self._emit_unfinished(unfinished)
         else:

@@ -24,7 +24,7 @@ from .feeder import OnPollingError
 from .lifecycle import Lifecycle
 from .models import DEFAULT_QUEUE, checked_name
 from .proletarian import Proletarian
-from .registry import OnFailed
+from .registry import OnFailed, is_async
 from .retry import RetryStrategy, checked_strategy
 from .sessions import checked_maker
 from .shift import Shift
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 
 
 class Worker:
-    """Runs the jobs of one queue in threads.
+    """Runs the jobs of one queue in threads, and those of ``async def`` handlers on an event loop beside them.
 
     :param jobs: the app's :class:`Proletarian`: its models and handlers.
     :param engine: the app's engine, of any driver; an ``AsyncEngine`` too. The worker connects as it does, with a pool of
-        its own of ``threads + 2`` connections.
+        its own of ``threads + 2`` connections; async handlers have up to ``threads`` more.
     :param queue: which queue to work on; default ``"default"``.
-    :param threads: how many handlers run at once; default 1.
+    :param threads: how many handlers run at once, of both kinds together; default 1.
     :param polling_interval: how long to wait when the queue was found empty; default 100 ms, stretched or shortened by
         up to a tenth at random. While there are jobs the worker does not wait.
     :param retry: the retry strategy for handlers that have none of their own; default: give up.
     :param on_failed: called as ``(job, error)`` for handlers that have none of their own, after a job was archived as
-        ``failure`` or ``crashed``; at most once.
+        ``failure`` or ``crashed``; at most once. It may be ``async def``.
     :param on_polling_error: called with an error that polling or settling met; a true answer stops the worker. By
         default it keeps running, after a pause that grows to 5 s (Proletarian's default is to stop).
     :param termination_timeout: how long ``stop`` waits for running jobs; default 10 s. Then their SQL is cancelled, and
@@ -56,11 +56,13 @@ class Worker:
         default 5.
     :param timeout: how long a call of a handler may take that has no ``timeout`` of its own; default: as long as it likes.
         Then ``job.interrupted`` is true, ``job.sleep`` raises and the handler's SQL is cancelled; the retry strategy decides
-        as after any error. A handler that has not ended 2 s later is left behind, and another thread takes its place.
+        as after any error. An ``async def`` handler is cancelled. A handler that has not ended 2 s later is left behind,
+        and another thread takes its place.
     :param session: the app's ``sessionmaker``, whose class and options handlers' sessions keep; or its ``scoped_session``,
-        which then is the handler's session while the handler runs.
+        which then is the handler's session while the handler runs. An ``async def`` handler gets such a session within
+        an ``AsyncSession``, and no scope.
     :param around: ``(job) -> context manager``, entered around each handler: an app context, a tenant, an error
-        reporter.
+        reporter. It is entered where the handler runs; around ``async def`` handlers it may be an async one.
     :param listener: takes every event; the default writes to the logger ``sa_proletarian``.
     :param pooler: ``"transaction"`` when PgBouncer, or another pooler, stands between in transaction mode: nothing that
         lives longer than a transaction is then left on the server.
@@ -139,7 +141,7 @@ class Worker:
         shift = self._begin_stop(timeout)
         if shift is None:
             return True
-        if threading.current_thread() in shift.threads:
+        if shift.runs_this_thread():
             return False
         return signals.wait_for([shift])
 
@@ -159,7 +161,6 @@ class Worker:
         with self._starting:
             if self._shift is not None and not self._shift.done.is_set():
                 return self._shift, False
-            self._jobs.refuse_coroutines()
             configure_mappers()
             self._shift = shift = self._make_shift()
             shift.start()
@@ -197,6 +198,10 @@ class Worker:
             now=self._jobs.clock,
             timeout=self._timeout,
         )
+        if self._jobs.has_coroutines() or is_async(self._on_failed):
+            from .mixed_execution import mixed  # noqa: PLC0415 (it needs greenlet)
+
+            execution = mixed(execution, self._engine, size=self._threads, pooler=self._pooler)
         return Shift(
             execution,
             threads=self._threads,

@@ -6,7 +6,6 @@ happens to one database does not reach the others. It refuses to share anything 
 
 from __future__ import annotations
 
-import threading
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -54,7 +53,7 @@ class Workers:
         Called from a handler it only begins the stop, and gives ``False``.
         """
         shifts = [shift for worker in self._workers if (shift := worker._begin_stop(timeout)) is not None]
-        if any(threading.current_thread() in shift.threads for shift in shifts):
+        if any(shift.runs_this_thread() for shift in shifts):
             return False
         return signals.wait_for(shifts)
 

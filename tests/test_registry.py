@@ -181,7 +181,7 @@ def test_anything_else_is_no_job_type(jobs, target):
         jobs.type_of(target)
 
 
-# threads run plain functions only
+# plain functions and others
 
 
 async def coroutine(session, job):
@@ -194,16 +194,24 @@ class AsyncShop:
 
 
 @pytest.mark.parametrize("function", [coroutine, functools.partial(coroutine), AsyncShop(), AsyncShop().__call__])
-def test_threads_refuse_async_handlers_by_name(jobs, function):
+def test_async_handlers_are_known_and_can_be_refused_by_name(jobs, function):
+    assert not jobs.has_coroutines()
     jobs.handler("slow")(function)
+    assert jobs.has_coroutines()
     with pytest.raises(TypeError, match="handler of 'slow' is async"):
         jobs.refuse_coroutines()
 
 
 @pytest.mark.parametrize("function", [handler, Shop(), Shop().ship, functools.partial(handler), print])
-def test_threads_take_everything_else(jobs, function):
+def test_everything_else_is_a_plain_function(jobs, function):
     jobs.handler("fast")(function)
     jobs.refuse_coroutines()
+    assert not jobs.has_coroutines()
+
+
+def test_an_async_on_failed_needs_a_loop_too(jobs):
+    jobs.handler("work", on_failed=coroutine)(handler)
+    assert jobs.has_coroutines()
 
 
 # Proletarian itself

@@ -292,14 +292,12 @@ def test_a_worker_that_runs_already_is_left_as_it_is(queues, together):
 
 
 def test_when_one_cannot_start_none_stays_started(queues, tables, worker):
-    broken = Proletarian()
+    class Broken(Proletarian):
+        def has_coroutines(self):
+            raise TypeError("cannot start")
 
-    async def coroutine(session, job):
-        pass
-
-    broken.handler("work")(coroutine)
-    group = Workers(queues[0], worker(broken, tables))
-    with pytest.raises(TypeError):
+    group = Workers(queues[0], worker(Broken(), tables))
+    with pytest.raises(TypeError, match="cannot start"):
         group.start()
     queues[0].stop()
     assert not group.running

@@ -224,6 +224,7 @@ class Inline:
 
 FORMS = [
     pytest.param(InWorker(RunningThreads, is_async=False), id="Worker"),
+    pytest.param(InWorker(RunningThreads, is_async=True), id="Worker-async"),
     pytest.param(InWorker(RunningTasks, is_async=True), id="AsyncWorker"),
     pytest.param(InWorker(RunningTasks, is_async=True, kind="other async"), id="AsyncWorker-asyncpg"),
     pytest.param(InWorker(RunningTasks, is_async=False), id="AsyncWorker-def", marks=pytest.mark.slow),
