@@ -49,6 +49,11 @@ def timeout_or_none(value: object) -> timedelta | None:
     return None if value is None else span("timeout", value, timedelta(microseconds=1))
 
 
+def retention_or_none(value: object) -> timedelta | None:
+    """Give ``value`` if it is a ``timedelta`` of at least a second, or ``None``."""
+    return None if value is None else span("retention", value, timedelta(seconds=1))
+
+
 def callable_or_none(what: str, value: Any) -> Any:
     """Give ``value`` if it can be called, or is ``None``."""
     if value is not None and not callable(value):

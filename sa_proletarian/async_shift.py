@@ -23,6 +23,7 @@ from .async_lane import AsyncLane
 from .execution import Execution
 from .feeder import Feeder, OnPollingError
 from .lanes import Lanes
+from .retention import Retention
 from .runs import Report, Run, Settled
 from .shift import HOPELESS, LAST_CALLS
 from .thread_lane import ThreadLane
@@ -41,8 +42,10 @@ class AsyncShift:
         polling_interval: timedelta,
         on_polling_error: OnPollingError | None,
         on_shutdown: Callable[[], Any] | None,
+        retention: Retention | None = None,
     ) -> None:
         self._execution = execution
+        self._retention = retention
         self._engines = engines  # the handlers'
         self._emit = execution.conclusion.emit
         self._on_shutdown = on_shutdown
@@ -72,6 +75,8 @@ class AsyncShift:
 
     def start(self) -> None:
         self._thread.start()
+        if self._retention is not None:
+            self._retention.start()
         self._end = self._loop.create_task(self._until_the_end())
 
     def begin_stop(self, timeout: timedelta) -> None:
@@ -121,6 +126,8 @@ class AsyncShift:
         timeout = 0.0 if unfinished else max(self._deadline - clock.monotonic(), LAST_CALLS)
         ended = await self._tasks.finish(min(timeout, threading.TIMEOUT_MAX))
         ended = await asyncio.to_thread(self._threads.finish, timeout) and ended
+        if self._retention is not None:
+            await asyncio.to_thread(self._retention.wait, LAST_CALLS)
         with suppress(Exception):
             await greenlet_spawn(self._dispose)
         if unfinished or not ended or self._thread_hangs():

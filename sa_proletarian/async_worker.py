@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -28,8 +29,9 @@ from .lifecycle import Claim, Lifecycle
 from .models import DEFAULT_QUEUE, checked_name
 from .proletarian import Proletarian
 from .registry import OnFailed
+from .retention import Retention
 from .retry import RetryStrategy, checked_strategy
-from .runs import Settled
+from .runs import Settled, Stopping
 from .sessions import Hold, checked_maker
 from .signals import ECHO
 from .transactions import Transactions
@@ -57,8 +59,9 @@ class AsyncWorker:
         is ``async def``.
 
     The other arguments mean what they mean for :class:`Worker`: ``polling_interval``, ``retry``, ``on_polling_error``,
-    ``termination_timeout``, ``lease``, ``crash_ceiling``, ``listener`` and ``worker_id``, with the same defaults. Retry
-    strategies, listeners and ``on_polling_error`` are plain functions; keep them quick, they run between the handlers.
+    ``termination_timeout``, ``lease``, ``crash_ceiling``, ``retention``, ``listener`` and ``worker_id``, with the same
+    defaults. Retry strategies, listeners and ``on_polling_error`` are plain functions; keep them quick, they run between
+    the handlers.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class AsyncWorker:
         lease: timedelta = timedelta(seconds=30),
         crash_ceiling: int = 5,
         timeout: timedelta | None = None,
+        retention: timedelta | None = None,
         session: async_sessionmaker[Any] | async_scoped_session[Any] | None = None,
         around: AsyncAround | None = None,
         listener: events.Listener = events.log_event,
@@ -102,6 +106,7 @@ class AsyncWorker:
         self._lease = arguments.span("lease", lease, timedelta(milliseconds=300))
         self._crash_ceiling = arguments.at_least("crash_ceiling", crash_ceiling, 2)
         self._timeout = arguments.timeout_or_none(timeout)
+        self._retention = arguments.retention_or_none(retention)
         self._session = checked_maker(session, self._engine, kind=async_sessionmaker)
         self._around = arguments.callable_or_none("around", around)
         self._emit = events.Emitter(listener, worker_id=self.worker_id, queue=self.queue)
@@ -226,8 +231,16 @@ class AsyncWorker:
             polling_interval=self._polling_interval,
             on_polling_error=self._on_polling_error,
             on_shutdown=self._on_shutdown,
+            retention=self._make_retention(transactions.stopping),
         )
         return shift
+
+    def _make_retention(self, stopping: Stopping) -> Retention | None:
+        if self._retention is None:
+            return None
+        make_engine = partial(own_engine, self._engine, size=1)
+        jobs, name = self._jobs, self.worker_id
+        return Retention(make_engine, jobs, self._retention, emit=self._emit, stopping=stopping, name=name)
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -32,6 +32,7 @@ _ERRORS = frozenset(
         "connection_unavailable",
         "sql_transient_exception",
         "job_worker_error",
+        "pruning_failed",
         "queue_worker_shutdown_error",
     }
 )

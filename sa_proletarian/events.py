@@ -223,6 +223,20 @@ class PresenceUnavailable(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ArchivePruned(Event):
+    """The worker's retention has deleted so many ``rows`` of the archive."""
+
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruningFailed(Event):
+    """The worker's retention met an ``error``; it comes back when the next pass is due."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerInterrupted(Event):
     """A signal asks the worker to stop."""
 

@@ -157,6 +157,8 @@ class _Tables:
             yield "Only where enqueues wake idle workers, so that the app sees which are idle:"
             yield f"GRANT SELECT ON {self._worker} TO {quoted(to)};"
         if role == "worker":
+            yield "Only where workers prune the archive (retention=):"
+            yield f"GRANT SELECT, DELETE ON {self._archived} TO {quoted(to)};"
             yield "Handlers need their rights to the app's own tables besides; those that enqueue, the enqueuer's too:"
             yield f"GRANT proletarian_enqueuer TO {quoted(to)};"
 

@@ -8,7 +8,8 @@ anybody for long.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from threading import Event
 from typing import Any
@@ -45,8 +46,7 @@ FIRST_BLOCKS, MOST_BLOCKS = 64, 2048
 QUICK, SLOW = 0.025, 0.1
 PATIENCE = 10
 LIMITS = {"synchronous_commit": "off", "lock_timeout": "500ms", "statement_timeout": "30s"}
-
-_WAITING = (Trouble.LOCK_TIMEOUT, Trouble.CANCELLED, Trouble.CONFLICT)
+WAITING = (Trouble.LOCK_TIMEOUT, Trouble.CANCELLED, Trouble.CONFLICT)
 
 _BLOCKS = text("""
     SELECT CAST(COALESCE(max(pg_relation_size(leaf)), 0) / CAST(current_setting('block_size') AS bigint) AS bigint)
@@ -132,13 +132,17 @@ def sweep(
     while first < blocks:
         started = clock.monotonic()
         try:
-            rows += _batch(engine, lambda connection: verb(connection, before, first, min(first + size, blocks)))  # noqa: B023
+            with limited(engine) as connection:
+                count = verb(connection, before, first, min(first + size, blocks))
         except Exception as error:
             failures += 1
-            if trouble(error) not in _WAITING or failures > PATIENCE:
+            if trouble(error) not in WAITING or failures > PATIENCE:
                 raise
             size = max(1, size // 4)
+            if pause(0.0):
+                break
             continue
+        rows += count
         first, failures, spent = first + size, 0, clock.monotonic() - started
         if progress is not None:
             progress(rows, min(1.0, first / blocks))
@@ -181,11 +185,13 @@ def checked_status(value: object) -> Status:
     return Status(value)
 
 
-def _batch(engine: Engine, verb: Callable[[Connection], int]) -> int:
+@contextmanager
+def limited(engine: Engine) -> Generator[Connection, None, None]:
+    """Give a connection in a transaction that waits neither for the disk, nor for others for long."""
     settings = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in LIMITS.items())
     with engine.begin() as connection:
         connection.execute(text(f"SELECT {settings}"))
-        return verb(connection)
+        yield connection
 
 
 def _between(before: datetime, first: int, end: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from . import clock, events
 from .execution import Execution
 from .feeder import Feeder, OnPollingError
 from .outcomes import connection_died
+from .retention import Retention
 from .runs import Report, Run
 from .tray import Tray
 
@@ -38,8 +39,10 @@ class Shift:
         polling_interval: timedelta,
         on_polling_error: OnPollingError | None,
         on_shutdown: Callable[[], Any] | None,
+        retention: Retention | None = None,
     ) -> None:
         self._execution = execution
+        self._retention = retention
         self._emit = execution.conclusion.emit
         self._worker_id = execution.transactions.worker_id
         self._on_shutdown = on_shutdown
@@ -66,6 +69,8 @@ class Shift:
     def start(self) -> None:
         for thread in self.threads:
             thread.start()
+        if self._retention is not None:
+            self._retention.start()
 
     def begin_stop(self, timeout: timedelta) -> None:
         self._deadline = min(self._deadline, clock.monotonic() + timeout.total_seconds())
@@ -147,6 +152,8 @@ class Shift:
         for thread in self._handlers if not unfinished else ():
             thread.join(min(max(0.0, deadline - clock.monotonic()), threading.TIMEOUT_MAX))
         self._execution.close()
+        if self._retention is not None:
+            self._retention.wait(LAST_CALLS)
         if unfinished or any(thread.is_alive() for thread in self._handlers):
             self._emit_unfinished(unfinished)
         else:

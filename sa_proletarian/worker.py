@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -25,7 +26,9 @@ from .lifecycle import Lifecycle
 from .models import DEFAULT_QUEUE, checked_name
 from .proletarian import Proletarian
 from .registry import OnFailed, is_async
+from .retention import Retention
 from .retry import RetryStrategy, checked_strategy
+from .runs import Stopping
 from .sessions import checked_maker
 from .shift import Shift
 
@@ -58,6 +61,8 @@ class Worker:
         Then ``job.interrupted`` is true, ``job.sleep`` raises and the handler's SQL is cancelled; the retry strategy decides
         as after any error. An ``async def`` handler is cancelled. A handler that has not ended 2 s later is left behind,
         and another thread takes its place.
+    :param retention: delete archived jobs, of whatever queue, that ended longer ago than this; default: keep them all. It
+        is done in the background, with a connection of its own, and by one of the workers at a time.
     :param session: the app's ``sessionmaker``, whose class and options handlers' sessions keep; or its ``scoped_session``,
         which then is the handler's session while the handler runs. An ``async def`` handler gets such a session within
         an ``AsyncSession``, and no scope.
@@ -89,6 +94,7 @@ class Worker:
         lease: timedelta = timedelta(seconds=30),
         crash_ceiling: int = 5,
         timeout: timedelta | None = None,
+        retention: timedelta | None = None,
         session: Any = None,
         around: Around | None = None,
         listener: events.Listener = events.log_event,
@@ -113,6 +119,7 @@ class Worker:
         self._lease = arguments.span("lease", lease, timedelta(milliseconds=300))
         self._crash_ceiling = arguments.at_least("crash_ceiling", crash_ceiling, 2)
         self._timeout = arguments.timeout_or_none(timeout)
+        self._retention = arguments.retention_or_none(retention)
         self._session = checked_maker(session, self._engine)
         self._around = arguments.callable_or_none("around", around)
         self._emit = events.Emitter(listener, worker_id=self.worker_id, queue=self.queue)
@@ -208,7 +215,15 @@ class Worker:
             polling_interval=self._polling_interval,
             on_polling_error=self._on_polling_error,
             on_shutdown=self._on_shutdown,
+            retention=self._make_retention(execution.stopping),
         )
+
+    def _make_retention(self, stopping: Stopping) -> Retention | None:
+        if self._retention is None:
+            return None
+        make_engine = partial(own_engine, self._engine, size=1, pooler=self._pooler)
+        jobs, name = self._jobs, self.worker_id
+        return Retention(make_engine, jobs, self._retention, emit=self._emit, stopping=stopping, name=name)
 
     def __enter__(self) -> Self:
         self.start()

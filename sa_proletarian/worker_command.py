@@ -21,6 +21,7 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.exc import ArgumentError
 
 from . import clock
+from .arguments import span_from
 from .child import Child
 from .connections import own_engine
 from .errors import ConfigurationError
@@ -96,6 +97,7 @@ def _add_pace(command: argparse.ArgumentParser) -> None:
     seconds = timedelta(seconds=10)
     add("--termination-timeout", type=_span, default=seconds, metavar="SECONDS", help="what running jobs get; default 10")
     add("--crash-ceiling", type=_count, metavar="N", help="archive a job as crashed after so many deaths; default 5")
+    add("--retention", type=_age, metavar="AGE", help="delete archived jobs that ended so long ago, as 14d; default: none")
 
 
 def work(arguments: argparse.Namespace) -> int:
@@ -192,7 +194,8 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ReferenceMistake(f"{unfit} means nothing {'with' if arguments.is_async else 'without'} --async")
     if arguments.is_async and arguments.pooler is not None:
         raise ReferenceMistake("--pooler cannot be had with --async")
-    names = ("threads", "concurrency", "polling_interval", "lease", "termination_timeout", "crash_ceiling", "pooler")
+    sizes, pace = ("threads", "concurrency", "pooler"), ("polling_interval", "lease", "termination_timeout")
+    names = (*sizes, *pace, "crash_ceiling", "retention")
     given = {name: getattr(arguments, name) for name in names}
     given |= {name: look_up(place) for name in ("session", "around") if (place := getattr(arguments, name)) is not None}
     return {name: value for name, value in given.items() if value is not None}
@@ -262,6 +265,13 @@ def _span(text: str) -> timedelta:
         return timedelta(seconds=float(text))
     except OverflowError as error:
         raise argparse.ArgumentTypeError(f"that is no number of seconds: {text}") from error
+
+
+def _age(text: str) -> timedelta:
+    try:
+        return span_from(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _bytes(megabytes: int | None) -> int | None:

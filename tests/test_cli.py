@@ -46,8 +46,10 @@ def test_worker_gets_its_arguments_and_what_was_given_for_its_children(monkeypat
     asked = []
     monkeypatch.setattr(worker_command, "work", lambda arguments: asked.append(arguments) or 7)
     given = ["worker", "app:jobs", "--url", "postgresql://", "--queue", "a", "--queue", "b", "--lease", "1.5"]
+    given += ["--retention", "14d"]
     assert cli.main(given) == 7
     assert (asked[0].given, asked[0].queue, asked[0].lease) == (given, ["a", "b"], timedelta(seconds=1.5))
+    assert asked[0].retention == timedelta(days=14)
 
 
 def test_the_help_of_worker_says_what_its_exit_codes_mean(capsys):

@@ -45,6 +45,7 @@ FIELDS = {
     "error": QUOTING,
     "retry_at": AT,
     "retries_left": 3,
+    "rows": 1200,
     "retry_spec": RetrySpec(0),
     "crashes": 5,
     "job_types": ("export", "import"),

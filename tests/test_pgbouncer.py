@@ -252,6 +252,14 @@ def test_jobs_of_all_kinds_while_others_enqueue(app, jobs, enqueue, start, recor
     assert rows("SELECT what, count(*) FROM effect GROUP BY 1 ORDER BY 1") == [("retried", 40), ("writing", 40)]
 
 
+def test_retention_prunes_and_leaves_nothing_behind(app, jobs, enqueue, start, recorder, rows, clean):
+    jobs.handler("idle")(lambda session, job: None)
+    enqueue("idle")
+    start(jobs, app, retention=timedelta(seconds=1))
+    assert sum(event.rows for event in recorder.wait_for("archive_pruned")) == 1
+    assert (archive(rows), recorder.named("pruning_failed")) == ([], [])
+
+
 def test_a_job_that_runs_long_keeps_its_lease(jobs, enqueuer, enqueue, start, recorder, rows, clean):
     go_on = threading.Event()
     jobs.handler("long")(lambda session, job: go_on.wait(20))
