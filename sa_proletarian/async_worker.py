@@ -22,7 +22,7 @@ from sqlalchemy.orm import configure_mappers
 from . import arguments, clock, events
 from .async_execution import AsyncConclusion, AsyncExecution, AsyncHold, ThreadConclusion, sync_maker
 from .async_shift import AsyncShift
-from .connections import own_engine
+from .connections import Pooler, own_engine
 from .execution import Execution
 from .feeder import OnPollingError
 from .lifecycle import Claim, Lifecycle
@@ -55,6 +55,7 @@ class AsyncWorker:
         sessions keep.
     :param around: ``(job) -> context manager``, async or not, entered in the handler's task.
     :param on_failed: as for :class:`Worker`; awaited if it is ``async def``, else called in a thread.
+    :param pooler: as for :class:`Worker`: ``"transaction"`` when PgBouncer stands between in transaction mode.
     :param on_shutdown: called without arguments once the worker has stopped and everything is settled, and awaited if it
         is ``async def``.
 
@@ -84,6 +85,7 @@ class AsyncWorker:
         session: async_sessionmaker[Any] | async_scoped_session[Any] | None = None,
         around: AsyncAround | None = None,
         listener: events.Listener = events.log_event,
+        pooler: Pooler | None = None,
         worker_id: str | None = None,
         on_shutdown: Callable[[], Any] | None = None,
     ) -> None:
@@ -91,11 +93,12 @@ class AsyncWorker:
             raise TypeError(f"a worker takes a Proletarian first, got a {type(jobs).__name__}")
         if not isinstance(engine, AsyncEngine):
             raise TypeError(f"an async worker takes an AsyncEngine, got a {type(engine).__name__}")
-        own_engine(engine.sync_engine, size=1)  # refuses what cannot work, before anything is started
+        own_engine(engine.sync_engine, size=1, pooler=pooler)  # refuses what cannot work, before anything is started
         self.queue: str = checked_name("queue", queue)
         self.worker_id: str = default_worker_id(queue) if worker_id is None else arguments.printable("worker_id", worker_id)
         self._jobs = jobs
         self._engine = engine.sync_engine
+        self._pooler: Pooler | None = pooler
         self._concurrency = arguments.at_least("concurrency", concurrency, 1)
         self._connections = arguments.at_least("connections", connections, 1)
         self._polling_interval = arguments.span("polling_interval", polling_interval, timedelta(milliseconds=1))
@@ -194,9 +197,10 @@ class AsyncWorker:
     def _make_shift(self) -> AsyncShift:
         jobs, lifecycle = self._jobs, Lifecycle(self._jobs.job_model, self._jobs.archived_model)
         # a connection of an async driver belongs to the loop that opened it: that of the handlers, that of the feeder
-        here = own_engine(self._engine, size=self._connections, timeout=None, on_this_loop=True)
-        feeder = own_engine(self._engine, size=2, on_this_loop=True)
-        anywhere = own_engine(self._engine, size=self._connections, timeout=None)
+        own = partial(own_engine, self._engine, pooler=self._pooler)
+        here = own(size=self._connections, timeout=None, on_this_loop=True)
+        feeder = own(size=2, on_this_loop=True)
+        anywhere = own(size=self._connections, timeout=None)
 
         def call_back(settled: Settled) -> None:
             shift.call_back(settled)

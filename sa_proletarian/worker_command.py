@@ -192,8 +192,6 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     unfit = "--threads" if arguments.is_async else "--concurrency"
     if getattr(arguments, unfit.removeprefix("--")) is not None:
         raise ReferenceMistake(f"{unfit} means nothing {'with' if arguments.is_async else 'without'} --async")
-    if arguments.is_async and arguments.pooler is not None:
-        raise ReferenceMistake("--pooler cannot be had with --async")
     sizes, pace = ("threads", "concurrency", "pooler"), ("polling_interval", "lease", "termination_timeout")
     names = (*sizes, *pace, "crash_ceiling", "retention")
     given = {name: getattr(arguments, name) for name in names}

@@ -6,6 +6,7 @@ skipped, unless ``SA_PROLETARIAN_REQUIRE_ALL`` is set: then they fail.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -23,7 +24,7 @@ from sqlalchemy import URL, create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
-from sa_proletarian import ConfigurationError, Retry, Worker
+from sa_proletarian import AsyncWorker, ConfigurationError, Retry, Worker
 from sa_proletarian.connections import own_engine
 
 ROLE = "behind_pgbouncer"
@@ -344,6 +345,133 @@ def test_a_pooler_that_is_killed_and_comes_back(jobs, enqueuer, enqueue, bouncer
     assert rows("SELECT what FROM effect ORDER BY what") == [("after",), ("held",)]
 
 
+# on an event loop
+
+
+@pytest.fixture(params=["psycopg (async)", "asyncpg"])
+def async_app(request, tables, bouncer):
+    return APPS[request.param](bouncer.url())
+
+
+@pytest.fixture
+def run_async(async_app, recorder):
+    """Return a function that runs an async worker through the pooler for as long as ``what`` takes."""
+
+    def run(jobs, what, **options):
+        async def main():
+            worker = AsyncWorker(jobs, async_app, pooler="transaction", connections=1, listener=recorder, **options)
+            async with worker:
+                await asyncio.to_thread(what)
+                await worker.stop(timedelta(0))
+            await async_app.dispose()
+
+        asyncio.run(main())
+
+    return run
+
+
+async def write_async(session, what):
+    await session.execute(text("INSERT INTO effect VALUES (:what)"), {"what": str(what)})
+
+
+def test_an_async_worker_runs_jobs_of_all_kinds(jobs, enqueue, run_async, recorder, rows, clean):
+    async def write_and_fail(session, job):
+        await write_async(session, job.payload)
+        if job.job_type == "failing" or job.attempts == 1:
+            raise ValueError
+
+    @jobs.handler("idle")
+    async def idle(session, job):
+        await asyncio.sleep(0)
+
+    jobs.handler("plain")(lambda session, job: write(session, job.payload))
+    jobs.handler("failing")(write_and_fail)
+    jobs.handler("retried", retry=Retry(retries=1))(write_and_fail)
+    types = ("idle", "plain", "failing", "retried")
+    for number in range(80):
+        enqueue(types[number % 4], types[number % 4])
+
+    def what():
+        recorder.wait_for("job_finished", 60)
+        recorder.wait_for("not_retrying", 20)
+
+    run_async(jobs, what, concurrency=10)
+    fates = {"failing": "failure", "idle": "success", "plain": "success", "retried": "success"}
+    assert archive(rows) == [(job_type, fate, 20) for job_type, fate in fates.items()]
+    assert rows("SELECT what, count(*) FROM effect GROUP BY 1 ORDER BY 1") == [("plain", 20), ("retried", 20)]
+
+
+def test_a_job_of_an_async_worker_that_runs_long_keeps_its_lease(jobs, enqueue, run_async, recorder, rows, clean):
+    go_on = threading.Event()
+
+    @jobs.handler("long")
+    async def long(session, job):
+        while not go_on.is_set():
+            await job.sleep_async(OFTEN)
+
+    enqueue("long")
+
+    def what():
+        recorder.wait_for("handling_job")
+        before = rows("SELECT claimed_until FROM proletarian_job")
+        while rows("SELECT claimed_until FROM proletarian_job") == before:
+            pass
+        go_on.set()
+        recorder.wait_for("job_finished")
+
+    run_async(jobs, what, lease=timedelta(seconds=3))
+    assert archive(rows) == [("long", "success", 1)]
+    assert recorder.named("claim_lost") == []
+
+
+def test_the_stop_of_an_async_worker_cancels_what_runs(jobs, enqueue, run_async, recorder, rows, clean):
+    running = threading.Event()
+
+    @jobs.handler("work")
+    async def work(session, job):
+        await write_async(session, "gone")
+        running.set()
+        await session.execute(text("SELECT pg_sleep(60)"))
+
+    enqueue("work")
+    run_async(jobs, lambda: running.wait(20))
+    assert recorder.named("job_interrupted"), recorder.names
+    assert rows("SELECT attempts, crashes, claim_id FROM proletarian_job") == [(0, 0, None)]
+    assert rows("SELECT * FROM effect") == []
+
+
+COMMAND = """
+import os
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy import text
+from sa_proletarian import Proletarian
+
+jobs = Proletarian()
+engine = create_async_engine(os.environ["APP_URL"])
+
+@jobs.handler("work")
+async def work(session, job):
+    for _ in range(20):  # psycopg would name a statement at its fifth use
+        await session.execute(text("INSERT INTO effect VALUES (:what)"), {"what": "written"})
+    print("written", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_the_command_takes_a_pooler_with_async(enqueue, bouncer, rows, tmp_path, clean):
+    (tmp_path / "app.py").write_text(COMMAND)
+    enqueue("work")
+    command = [sys.executable, "-m", "sa_proletarian.cli", "worker", "app:jobs", "--async", "--engine", "app:engine"]
+    environment = {**os.environ, "APP_URL": bouncer.url().render_as_string(hide_password=False)}
+    with subprocess.Popen(
+        [*command, "--pooler", "transaction"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "written\n"
+        process.terminate()
+    assert process.returncode == 0
+    assert archive(rows) == [("work", "success", 1)]
+
+
 CRASHING = """
     import sys, threading
     from datetime import timedelta
@@ -434,5 +562,7 @@ def test_asyncpg_that_keeps_statements_is_refused_and_the_worker_stops(jobs, tab
 def test_an_unknown_kind_of_pooler_is_refused(jobs, engine):
     with pytest.raises(ValueError, match='pooler is "transaction" or None'):
         Worker(jobs, engine, pooler="session")
+    with pytest.raises(ValueError, match='pooler is "transaction" or None'):
+        AsyncWorker(jobs, create_async_engine(engine.url), pooler="session")
     with pytest.raises(ValueError, match="pooler"):
         own_engine(engine, size=1, pooler=True)

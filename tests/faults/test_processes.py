@@ -114,6 +114,71 @@ def test_a_job_whose_worker_is_killed_runs_again_and_takes_effect_once(
     assert rows("SELECT status, attempts FROM proletarian_archived_job") == [("success", 1)]
 
 
+ASYNC_WORKER = """
+    import asyncio, sys, threading
+    from datetime import timedelta
+    from sqlalchemy import text
+    from sqlalchemy.ext.asyncio import create_async_engine
+    from sa_proletarian import AsyncWorker, Proletarian
+
+    url, ending = sys.argv[1:]
+    jobs = Proletarian()
+    statement = text("INSERT INTO effect VALUES (:what)")
+
+    def effect(job):
+        return {"what": f"{ending} {job.job_type} {job.attempts} {job.crashes}"}
+
+    async def wait():
+        if ending == "never":
+            print("inside", flush=True)
+            await asyncio.sleep(3600)
+
+    @jobs.handler("held")
+    async def held(session, job):
+        await session.execute(statement, effect(job))
+        await session.commit()
+        await wait()
+
+    @jobs.handler("unheld")
+    async def unheld(session, job):
+        await wait()
+        await session.execute(statement, effect(job))
+
+    @jobs.handler("plain")
+    def plain(session, job):
+        session.execute(statement, effect(job))
+        if ending == "never":
+            print("inside", flush=True)
+            threading.Event().wait(3600)
+
+    async def main():
+        await AsyncWorker(jobs, create_async_engine(url), lease=timedelta(seconds=1),
+                          polling_interval=timedelta(milliseconds=20)).run()
+
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_the_jobs_of_an_async_worker_that_is_killed_run_again_and_take_effect_once(
+    driver, database_url, tables, enqueue, rows
+):
+    url = database_url.set(drivername=f"postgresql+{driver}").render_as_string(hide_password=False)
+    kinds = ["held", "plain", "unheld"]
+    for kind in kinds:
+        enqueue(kind)
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(ASYNC_WORKER), url, "never"], stdout=subprocess.PIPE, text=True
+    ) as killed:
+        assert [killed.stdout.readline() for _ in kinds] == ["inside\n"] * 3
+        killed.kill()
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(ASYNC_WORKER), url, "again"]) as other:
+        wait_until(lambda: finished(rows) == 3, other)
+        other.terminate()
+    assert rows("SELECT what FROM effect ORDER BY what") == [(f"again {kind} 1 1",) for kind in kinds]
+    assert rows("SELECT status, attempts, count(*) FROM proletarian_archived_job GROUP BY 1, 2") == [("success", 1, 3)]
+
+
 @pytest.mark.slow
 def test_kills_at_random_moments_lose_nothing_and_double_nothing(worker_process, enqueue, rows, pytestconfig):
     """Six workers in a row are killed after a random number of finished jobs; the seventh finishes the rest."""
