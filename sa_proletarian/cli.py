@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_check(commands)
     _add_grants(commands)
     _add_prune(commands)
+    _add_partitions(commands)
     _add_worker(commands)
     return parser
 
@@ -115,6 +116,22 @@ def _add_prune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     prune.set_defaults(command=_prune)
 
 
+def _add_partitions(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    partitions = commands.add_parser(
+        "partitions",
+        help="make the coming months of a partitioned archive, and drop those that are over",
+        description="Make the partitions of the coming months of an archive that was split into months, and drop those in "
+        "which every job ended long ago. To be run as the owner of the tables, say once a week. "
+        "Exit code: 0 done, 1 the database refused it, 2 wrong usage, 3 no connection to the database.",
+    )
+    add = partitions.add_argument
+    add("--months", type=int, default=3, metavar="N", help="how many months after this one; default 3")
+    add("--older-than", type=_span, metavar="AGE", help="drop months whose jobs all ended longer ago, as 90d; default: none")
+    _add_url(partitions)
+    _add_models(partitions)
+    partitions.set_defaults(command=_partitions)
+
+
 def _span(text: str) -> timedelta:
     from .arguments import span_from  # noqa: PLC0415 (--help answers at once)
 
@@ -152,6 +169,12 @@ def _grants(arguments: argparse.Namespace) -> int:
     from .commands import grants  # noqa: PLC0415 (--help answers at once)
 
     return grants(arguments)
+
+
+def _partitions(arguments: argparse.Namespace) -> int:
+    from .commands import keep_months  # noqa: PLC0415 (--help answers at once)
+
+    return keep_months(arguments)
 
 
 def _prune(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""What the commands ``check``, ``grants`` and ``prune`` do.
+"""What the commands ``check``, ``grants``, ``prune`` and ``partitions`` do.
 
 It owns the way from arguments to models and to a database, the words for what is wrong with them, and the exit codes. It
 refuses to parse arguments (``cli``), and to print a password, whoever would quote it.
@@ -11,12 +11,12 @@ from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import URL, Engine, MetaData, create_engine, make_url
+from sqlalchemy import URL, Engine, MetaData, create_engine, make_url, text
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from . import grants as rights
-from . import prune_bar, pruning, schema
+from . import partitions, prune_bar, pruning, schema
 from .connections import own_engine, plain
 from .dialects import SUPPORTED, Trouble, trouble
 from .errors import ProletarianError, without_details
@@ -54,6 +54,14 @@ def prune(arguments: Namespace) -> int:
     0: done. 1: the database refused it. 2: the arguments are wrong. 3: there is no connection to the database.
     """
     return _explained(_prune, arguments)
+
+
+def keep_months(arguments: Namespace) -> int:
+    """Make the coming months of a partitioned archive, drop those that are over, and say which.
+
+    0: done. 1: the database refused it. 2: the arguments are wrong. 3: there is no connection to the database.
+    """
+    return _explained(_keep_months, arguments)
 
 
 def _explained(command: Callable[[Namespace], int], arguments: Namespace) -> int:
@@ -106,14 +114,40 @@ def _prune(arguments: Namespace) -> int:
                 own, archived, arguments.older_than, **filters, dry_run=arguments.dry_run, progress=progress
             )
     except SQLAlchemyError as error:
-        away = trouble(error) in (Trouble.DISCONNECTED, Trouble.TRANSIENT)
-        return _complain(_without_password(_first_line(error), engine.url), NO_CONNECTION if away else REFUSED)
+        return _complain_of(error, engine.url)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
     finally:
         engine.dispose()
     print(f"{archived.__tablename__}: {count} rows {'would be ' if arguments.dry_run else ''}pruned")  # noqa: T201
     return OK
+
+
+def _keep_months(arguments: Namespace) -> int:
+    url = _url(arguments.url)
+    _, archived = _models(arguments)
+    table = archived.__table__
+    place: dict[str, Any] = {"table": table.name, "schema": table.schema}
+    engine = _engine(url)
+    try:
+        with engine.execution_options(schema_translate_map=_schemas(arguments)).begin() as connection:
+            connection.execute(text("SELECT set_config('lock_timeout', '5s', true)"))
+            made = partitions.make(connection, **place, months=arguments.months)
+            age = arguments.older_than
+            dropped = [] if age is None else partitions.drop(connection, **place, older_than=age)
+    except SQLAlchemyError as error:
+        return _complain_of(error, url)
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    finally:
+        engine.dispose()
+    print(f"{table.name}: made {', '.join(made) or 'none'}; dropped {', '.join(dropped) or 'none'}")  # noqa: T201
+    return OK
+
+
+def _complain_of(error: SQLAlchemyError, url: URL) -> int:
+    away = trouble(error) in (Trouble.DISCONNECTED, Trouble.TRANSIENT)
+    return _complain(_without_password(_first_line(error), url), NO_CONNECTION if away else REFUSED)
 
 
 def _engine_of_app(place: str) -> Engine:

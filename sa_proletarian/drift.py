@@ -105,8 +105,13 @@ class _Comparison:
         add = f"{self._alter} ADD {needed}"
         if found is None:
             yield self._problem(f"{needed} is missing", add)
-        elif _unquoted(found.definition) != _unquoted(needed):
+        elif _unquoted(found.definition) != _unquoted(needed) and not self._is_key_of_partitions(found):
             yield self._problem(f"has {found.definition}, needs {needed}", self._drop_constraint(found), add)
+
+    def _is_key_of_partitions(self, found: FoundConstraint) -> bool:
+        """Say whether it is the key that a partitioned table can have: with the column that it is split by."""
+        begin = f"PRIMARY KEY ({self._needed.primary_key}, "
+        return self._found.kind == "p" and _unquoted(found.definition).startswith(_unquoted(begin))
 
     def checks(self) -> Iterator[Problem]:
         for name, condition in self._needed.checks.items():

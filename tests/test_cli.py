@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import MetaData, text
 
-from sa_proletarian import cli, demo, models_for, worker_command
+from sa_proletarian import cli, demo, models_for, partitions, worker_command
 
 
 def test_it_says_its_version(capsys):
@@ -308,3 +308,21 @@ def test_prune_says_what_the_database_refuses_and_that_it_cannot_be_reached(tabl
     assert "***" in err and "secret-4711" not in err
     assert cli.main(["prune", "--older-than", "14d", "--url", url, "--queue", "a b"]) == 2
     assert "queue must be" in capsys.readouterr().err
+
+
+# partitions
+
+
+def test_partitions_makes_the_coming_months_and_drops_old_ones(tables, url, capsys, rows):
+    with tables.begin() as connection:
+        partitions.split(connection, months=0)
+    assert cli.main(["partitions", "--url", url, "--months", "2"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("proletarian_archived_job: made proletarian_archived_job_2") and out.endswith("; dropped none\n")
+    assert cli.main(["partitions", "--url", url, "--months", "2", "--older-than", "90d"]) == 0
+    assert capsys.readouterr().out == "proletarian_archived_job: made none; dropped none\n"
+
+
+def test_partitions_of_a_plain_archive_are_refused(tables, url, capsys):
+    assert cli.main(["partitions", "--url", url]) == 2
+    assert "is not split into months" in capsys.readouterr().err

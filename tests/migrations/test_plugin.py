@@ -42,6 +42,17 @@ def test_tables_that_no_model_describes_are_not_dropped(migrations):
     assert migrations.autogenerate(MetaData()).differences == []
 
 
+def test_an_archive_in_months_is_no_difference_and_its_partitions_are_not_dropped(migrations):
+    metadata = MetaData()
+    models_for(metadata)
+    migrations.run("op.proletarian_migrate(0, 2)\nfrom sa_proletarian import partitions\npartitions.split(op.get_bind())")
+    dropped = {str(change[1]) for change in migrations.autogenerate(metadata, plugins=None).differences}
+    assert "proletarian_archived_job_default" in dropped
+    assert migrations.autogenerate(metadata).differences == []
+    migrations.run("op.proletarian_migrate(2, 1)\nop.proletarian_migrate(1, 2)\nop.proletarian_migrate(2, 0)")
+    assert "op.proletarian_migrate(0, 2)" in migrations.autogenerate(metadata).upgrade
+
+
 def test_tables_of_the_app_are_dropped_and_made_as_ever(migrations, execute):
     execute("CREATE TABLE mine (id int, hour int)", "CREATE INDEX mine_hour ON mine (hour)")
     metadata = MetaData()
