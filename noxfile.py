@@ -6,6 +6,8 @@ What follows ``--`` goes to pytest: ``nox -s tests -- --postgresql=16 -k retry``
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 
 import nox
 
@@ -100,6 +102,19 @@ def examples(session: nox.Session) -> None:
     """Run the examples as their tests do."""
     install(session, "tests")
     pytest(session, "tests/examples", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Every benchmark, beside pgbench and the peers; after -- come --quick, --docs, and the names of groups."""
+    install(session, "bench")
+    graphile = Path(session.virtualenv.location) / "graphile"
+    graphile.mkdir(exist_ok=True)
+    if shutil.which("npm"):
+        shutil.copy("benchmarks/workers/package.json", graphile)
+        npm = ("npm", "install", "--no-package-lock", "--no-audit", "--no-fund", "--silent")
+        session.run(*npm, "--prefix", str(graphile), external=True, success_codes=[*range(256)])
+    session.run("python", "benchmarks", "--graphile", str(graphile), *session.posargs)
 
 
 @nox.session
