@@ -13,9 +13,9 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from contextlib import suppress
 from pathlib import Path
 
 from children import WORKERS, Drain, drained, python
