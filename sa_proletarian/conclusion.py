@@ -11,7 +11,7 @@ from typing import Any, assert_never
 
 from . import clock, events
 from .lifecycle import Lifecycle
-from .outcomes import Outcome
+from .outcomes import RETURNED, Outcome
 from .registry import OnFailed, Registry
 from .runs import Run, Settled, prepare
 
@@ -36,6 +36,9 @@ class Conclusion:
         """Send the event that tells how the job was settled."""
         run, ruling = settled.run, settled.ruling
         run.outcome = ruling.outcome
+        if ruling is RETURNED:  # nearly all of them, and the rest of this costs more than such a job
+            self.tell(run, events.JobFinished)
+            return
         if ruling.strategy_error is not None:
             self.tell(run, events.RetryStrategyError, error=ruling.strategy_error)
         match ruling.outcome:
@@ -69,7 +72,12 @@ class Conclusion:
 
     def wants_callback(self, settled: Settled) -> bool:
         """Whether ``on_failed`` is due: after a final failure that this worker, and certainly no other, has recorded."""
-        return settled.ruling.failed and settled.certain and self._callback_of(settled.run) is not None
+        return (
+            settled.ruling is not RETURNED
+            and settled.ruling.failed
+            and settled.certain
+            and self._callback_of(settled.run) is not None
+        )
 
     def call_on_failed(self, settled: Settled) -> None:
         """Call ``on_failed``; an error in it is reported and harms nothing."""
@@ -92,5 +100,7 @@ class Conclusion:
 
     def tell(self, run: Run, kind: type[events.JobEvent], **fields: Any) -> None:
         """Send an event about the job of ``run``."""
+        if not self.emit.has_use_for(kind):
+            return
         claim = run.claim
         self.emit(kind, job_id=claim.job_id, job_type=claim.job_type, attempt=claim.attempts, **fields)

@@ -51,13 +51,18 @@ def log_event(event: Named) -> None:
     Errors and ``not_retrying`` are ``ERROR``, polling is ``DEBUG``, the rest ``INFO``.
     The fields of the event are in ``record.proletarian``, a dict, for structured formatters; errors are described there.
     """
-    level = level_of(event)
-    if logger.isEnabledFor(level):
+    if logs(event):
+        level = level_of(event)
         fields = {name: _harmless(value) for name, value in _fields(event)}
         logger.log(level, "%s", line(event), extra={"proletarian": {"event": event.name} | fields})
 
 
-def level_of(event: Named) -> int:
+def logs(event: Named | type[Named]) -> bool:
+    """Whether the default listener would write ``event``, or one of this kind."""
+    return logger.isEnabledFor(level_of(event))
+
+
+def level_of(event: Named | type[Named]) -> int:
     """Give the ``logging`` level at which the default listener writes ``event``."""
     if event.name in _ERRORS:
         return logging.ERROR

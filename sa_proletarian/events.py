@@ -21,6 +21,7 @@ from .event_log import level_of as level_of
 from .event_log import line as line
 from .event_log import log_event as log_event
 from .event_log import logger
+from .event_log import logs as logs
 from .retry import RetrySpec
 
 
@@ -281,10 +282,17 @@ class Emitter:
 
     def __init__(self, listener: Listener, *, worker_id: str, queue: str) -> None:
         self._listener = listener
+        self._only_logs = listener is log_event
         self._origin = {"worker_id": worker_id, "queue": queue}
+
+    def has_use_for(self, kind: type[Event]) -> bool:
+        """Whether an event of ``kind`` would reach anybody: the default listener drops what logging has no use for."""
+        return not self._only_logs or logs(kind)
 
     def __call__(self, kind: type[Event], **fields: Any) -> None:
         """Make the event of ``kind`` and send it."""
+        if not self.has_use_for(kind):
+            return
         event = kind(**self._origin, thread=threading.current_thread().name, **fields)
         try:
             self._listener(event)

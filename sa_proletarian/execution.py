@@ -29,7 +29,7 @@ from .outcomes import Outcome, Ruling
 from .registry import OnFailed, Registration, Registry
 from .retry import RetryStrategy
 from .runs import Asked, Report, Run, Settled, Stopping, prepare
-from .sessions import Hold, SessionSource, in_scope, open_session
+from .sessions import Hold, SessionSource, close_session, in_scope, open_session
 from .transactions import SETTLE_LIMITS, Transactions
 
 MOST_CONFLICTS = 5
@@ -68,6 +68,7 @@ class Execution:
     def perform(self, run: Run) -> Report | None:
         """Run one claimed job; settle it if its handler used the session, else give the report of it."""
         run.started_at = clock.monotonic()
+        run.hold.get_ready()
         if run.asked is not None:  # it need not begin
             return Report(run, self.end_early(run))
         self.conclusion.tell(run, events.HandlingJob)
@@ -76,6 +77,8 @@ class Execution:
             if not run.finish():
                 return None  # it was given up meanwhile, and its job is settled without it
             ruling = self._rule(run, error)
+            if ruling is outcomes.RETURNED:
+                run.job = None  # nobody asks for it any more, and the two name each other: that is work for the collector
             if run.hold.opened and not run.hold.died:
                 return self._settle_held(run, ruling)
             return Report(run, ruling)
@@ -104,8 +107,7 @@ class Execution:
                 self._call_within(given, run)
             finally:
                 run.hold.seal()
-                with suppress(Exception):
-                    session.close()
+                close_session(session)
         except BaseException as error:
             return error
         return None
@@ -122,12 +124,22 @@ class Execution:
         self._invoke(registration, session, run)
 
     def _invoke(self, registration: Registration, session: Any, run: Run) -> None:
+        if self.around is None and self.session is None:
+            self._call_handler(registration, session, run)
+        else:
+            self._call_handler_within(registration, session, run)
+
+    def _call_handler(self, registration: Registration, session: Any, run: Run) -> None:
+        _refuse_coroutine(registration.handler(session, run.job))
+        flush(session, run)
+
+    def _call_handler_within(self, registration: Registration, session: Any, run: Run) -> None:
+        """Call the handler in what the app has given for around it."""
         failure: BaseException | None = None
         with self.around(run.job) if self.around else nullcontext():
             try:
                 with in_scope(self.session, session):
-                    _refuse_coroutine(registration.handler(session, run.job))
-                    flush(session, run)
+                    self._call_handler(registration, session, run)
             except BaseException as error:
                 failure = error
                 raise

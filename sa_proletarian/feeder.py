@@ -73,6 +73,7 @@ class Feeder:
         self._solitude = Solitude(self._lease)
         self._next_poll = clock.monotonic() + (jittered(min(self._interval, 1.0)) - 0.9 * min(self._interval, 1.0))
         self._unknown_types = UnknownTypes(execution.transactions, self._emit)
+        self._next_give_back = self._next_look_at_leases = 0.0
         self._deadline: float | None = None
         self._cancelled_at: float | None = None
         self._done = False
@@ -112,7 +113,7 @@ class Feeder:
         if self._stopping:
             self._wind_down(connection)
         else:
-            self._give_back(clock.monotonic() - LONGEST_WAIT)
+            self._give_back_old()
             self._claim(connection)
         self._setbacks.overcome()
         if self._done:
@@ -193,6 +194,12 @@ class Feeder:
         if claimed.condemned:
             self._settle(connection)
 
+    def _give_back_old(self) -> None:
+        now = clock.monotonic()
+        if now >= self._next_give_back:  # not in each turn: it looks at all that waits
+            self._next_give_back = now + 0.1 * LONGEST_WAIT
+            self._give_back(now - LONGEST_WAIT)
+
     def _give_back(self, claimed_before: float) -> None:
         """Release what has waited too long behind busy slots: another worker may be free."""
         self._take_back(lambda run: run.claim.claimed_at < claimed_before, lambda run: INTERRUPTED)
@@ -240,7 +247,11 @@ class Feeder:
         self._emit(events.JobWorkerError, error=error, hint="a finished job cannot be settled now; it is tried again")
 
     def _renew(self, connection: Connection) -> None:
-        before = clock.monotonic() - self._lease / 3
+        now = clock.monotonic()
+        if now < self._next_look_at_leases:
+            return
+        self._next_look_at_leases = now + min(1.0, self._lease / 30)
+        before = now - self._lease / 3
         old = [run for run in (*self._outstanding, *self._pending) if run.claim.renewed_at < before]
         if old:
             self._transactions.renew(connection, old)

@@ -7,7 +7,7 @@ else's by now, so that a late or repeated call does no harm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Select, func, literal_column, select, text
 
 from .dialects import statement_now
 from .outcomes import Move, Ruling
-from .statements import MOST_ATTEMPTS, Statements
+from .statements import CRASHES, EXPIRED, MOST_ATTEMPTS, Statements
 
 if TYPE_CHECKING:
     from .models import ArchivedJobMixin, JobMixin
@@ -43,12 +43,14 @@ class Claim:
     unreadable: Exception | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class Candidate:
     """A due row, locked but not yet claimed; ``crashes`` includes the one that an expired claim tells of."""
 
-    row: Any
-    crashes: int
+    __slots__ = ("crashes", "row")
+
+    def __init__(self, row: Any) -> None:
+        self.row: Any = row
+        self.crashes: int = row[CRASHES] + row[EXPIRED]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ class Lifecycle:
             parameters["skip_crashes"] = skip_crashes
         statement = self._statements.candidates[known is None, skip_crashes is not None]
         rows = connection.execute(statement, parameters).all()
-        return [Candidate(row, row.crashes + row.expired) for row in rows]
+        return [*map(Candidate, rows)]
 
     def take(self, connection: Connection, candidates: Sequence[Candidate], *, worker_id: str) -> list[Claim]:
         """Claim the locked ``candidates`` under a fresh random fence; they are ours once the caller has committed."""
@@ -106,7 +108,7 @@ class Lifecycle:
             return []
         token = uuid4()
         until = candidates[0].row.until
-        ids = [candidate.row.job_id for candidate in candidates]
+        ids = [candidate.row[0] for candidate in candidates]
         result = connection.execute(self._statements.take, {"ids": ids, "token": token, "me": worker_id, "until": until})
         claims = [self._claimed(candidate, token, worker_id, until) for candidate in candidates]
         if self._statements.extras:
@@ -175,6 +177,10 @@ class Lifecycle:
             settled.update(self._run_reschedule(connection, rescheduled))
         return settled
 
+    def finish(self, connection: Connection, claims: Sequence[Claim]) -> Collection[Any]:
+        """Archive jobs as ``success``, each in its claim's fence; give the ids of those whose row was not ours to move."""
+        return connection.scalars(self._statements.finish, _fences(claims)).all()
+
     def cancel_waiting(self, connection: Connection, job_id: Any, ruling: Ruling) -> bool:
         """Archive a job that waits; give whether it did, and nobody held its row."""
         parameters = {"id": job_id, "status": str(ruling.fate.status), "error": ruling.error}
@@ -223,23 +229,24 @@ class Lifecycle:
         return _moved(connection.execute(self._statements.reschedule, parameters))
 
     def _claimed(self, candidate: Candidate, token: UUID, worker_id: str, until: datetime) -> Claim:
-        row = candidate.row
-        attempts = row.attempts if row.expired else min(row.attempts, MOST_ATTEMPTS) + 1
+        job_id, queue, job_type, payload, attempts, enqueued_at, process_at, _, last_error, expired, _ = candidate.row
+        if not expired:
+            attempts = min(attempts, MOST_ATTEMPTS) + 1
         values = {
-            "job_id": row.job_id,
-            "queue": row.queue,
-            "job_type": row.job_type,
-            "payload": row.payload,
+            "job_id": job_id,
+            "queue": queue,
+            "job_type": job_type,
+            "payload": payload,
             "attempts": attempts,
-            "enqueued_at": row.enqueued_at,
-            "process_at": row.process_at,
+            "enqueued_at": enqueued_at,
+            "process_at": process_at,
             "claim_id": token,
             "claimed_by": worker_id,
             "claimed_until": until,
             "crashes": candidate.crashes,
-            "last_error": row.last_error,
+            "last_error": last_error,
         }
-        return Claim(values, row.job_id, token, row.job_type, attempts, candidate.crashes)
+        return Claim(values, job_id, token, job_type, attempts, candidate.crashes)
 
     def _read_extras(self, connection: Connection, claims: Sequence[Claim], result: Any) -> None:
         """Read the app's own columns; where their types choke on a value, only that job shall fail."""

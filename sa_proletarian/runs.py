@@ -53,6 +53,10 @@ class Asked(Enum):
     CANCELLED = "somebody has cancelled the job"
 
 
+_sharing = threading.Lock()
+"""For what happens to few runs, and then in a moment: a lock of its own would be one more object for each run that waits."""
+
+
 class _Ender(Enum):
     HANDLER = 1
     WORKER = 2
@@ -101,8 +105,8 @@ class Run:
         self.overdue: bool = False
         self.runner: Any = None
         self.progress: dict[str, Any] | None = None
-        self._listening: set[Callable[[], Any]] = set()
-        self._ended_by: dict[None, _Ender] = {}
+        self._listening: set[Callable[[], Any]] | None = None
+        self._ended_by: _Ender | None = None
 
     # for the handler --------------------------------------------------------------------------------------------------
 
@@ -137,14 +141,16 @@ class Run:
     @contextmanager
     def _telling(self, callback: Callable[[], Any]) -> Generator[None, None, None]:
         """Call ``callback`` when the handler shall end, at once if it shall already."""
-        self._listening.add(callback)
+        with _sharing:
+            listening = self._listening = set() if self._listening is None else self._listening
+            listening.add(callback)
         try:
             if self.asked is not None:
                 callback()
             with self.stopping.telling(callback):
                 yield
         finally:
-            self._listening.discard(callback)
+            listening.discard(callback)
 
     def _interruption(self) -> Interrupted:
         if self.asked is not None:
@@ -165,7 +171,7 @@ class Run:
         self.overdue = self.overdue or why is Asked.TIMED_OUT
         if self.asked is None:
             self.asked, self.reason = why, reason
-        for callback in [*self._listening]:
+        for callback in [*(self._listening or ())]:
             callback()
         self.hold.cancel_call()
 
@@ -176,19 +182,25 @@ class Run:
 
     def finish(self) -> bool:
         """Whether the handler's end decides what becomes of the job: not, if the worker has given the run up before."""
-        return self._ended_by.setdefault(None, _Ender.HANDLER) is _Ender.HANDLER
+        return self._end_by(_Ender.HANDLER)
 
     def abandon(self) -> bool:
         """Give the run up, which then does nothing more; ``False`` when its handler has ended before."""
-        if self._ended_by.setdefault(None, _Ender.WORKER) is _Ender.HANDLER:
+        if not self._end_by(_Ender.WORKER):
             return False
         self.hold.abandon()
         return True
 
+    def _end_by(self, ender: _Ender) -> bool:
+        with _sharing:
+            if self._ended_by is None:
+                self._ended_by = ender
+            return self._ended_by is ender
+
     @property
     def abandoned(self) -> bool:
         """Whether the worker has given the run up."""
-        return self._ended_by.get(None) is _Ender.WORKER
+        return self._ended_by is _Ender.WORKER
 
 
 @dataclass(slots=True, eq=False)
@@ -212,7 +224,7 @@ class Report:
         return self.run.claim, self.ruling
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # not frozen: that makes making one four times as slow
 class Settled:
     """A run whose end is committed; ``certain`` unless another worker may have settled the job as well."""
 
@@ -237,7 +249,7 @@ def prepare(run: Run, lifecycle: Lifecycle) -> None:
     The job is there in any case: one that cannot be read has ``None`` for a payload, for strategies and ``on_failed``.
     """
     claim = run.claim
-    run.job = detached(lifecycle.job_model, {**claim.values, "payload": None, "_running": run})
+    run.job = detached(lifecycle.job_model, claim.values, payload=None, _running=run)
     if claim.unreadable is not None:
         raise claim.unreadable
     stored = claim.values["payload"]

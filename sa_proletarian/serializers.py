@@ -155,9 +155,12 @@ def _compactor() -> Callable[[JSON], str]:
 _compact = _compactor()
 
 
+_decode = json.JSONDecoder().decode
+
+
 def loads(text: str) -> JSON:
     """Parse JSON text as it came from the database; ``ValueError`` or ``RecursionError`` when it cannot be read."""
-    return json.loads(text)
+    return _decode(text)
 
 
 class _Walk:

@@ -40,6 +40,8 @@ class Hold:
     :ivar spoilt: a cancel was sent to the server process; as it may arrive late, nobody shall have the connection next.
     """
 
+    _opening: AbstractContextManager[bool]
+
     def __init__(self, engine: Engine, lifecycle: Lifecycle, claim: Claim) -> None:
         self._engine = engine
         self._lifecycle = lifecycle
@@ -48,12 +50,14 @@ class Hold:
         self._savepoint: NestedTransaction | None = None
         self._options: Any = None
         self._over = False
-        # a handler may hand its session to a thread pool: two first uses at once must not open two connections
-        self._opening = self._make_lock()
         self.held: Held | None = None
         self.lost: bool = False
         self.unavailable: BaseException | None = None
         self.spoilt: bool = False
+
+    def get_ready(self) -> None:
+        """Get ready for the handler, which may hand its session to a thread pool: two first uses must not open twice."""
+        self._opening = self._make_lock()
 
     def _make_lock(self) -> AbstractContextManager[bool]:
         return threading.Lock()
@@ -157,14 +161,24 @@ class Hold:
 
 def open_session(source: SessionSource, engine: Engine, hold: Hold) -> Session:
     """Make the handler's session: of the app's class and options, on the held connection where it would use ``engine``."""
-    maker: sessionmaker[Any] | None = maker_of(source)
-    session_class: Any = maker.class_ if maker is not None else Session
-    options: dict[str, Any] = maker.kw if maker is not None else {}
-    if options.get("bind") is None:
-        options = {**options, "bind": engine}
-    session: Session = held_class(session_class)(**held_options(options))
+    if source is None:
+        session: Session = _plain_session(bind=engine, join_transaction_mode="create_savepoint")
+    else:
+        maker: sessionmaker[Any] = maker_of(source)
+        options: dict[str, Any] = maker.kw
+        if options.get("bind") is None:
+            options = {**options, "bind": engine}
+        session_class: Any = maker.class_
+        session = held_class(session_class)(**held_options(options))
     hold_in(session, engine, hold)
     return session
+
+
+def close_session(session: Session) -> None:
+    """Close the handler's session, if it has been used: for most short jobs this would cost more than the job."""
+    if session.in_transaction() or session.identity_map or type(session).close is not Session.close:
+        with suppress(Exception):
+            session.close()
 
 
 def held_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -258,6 +272,9 @@ def held_class(session_class: Any) -> Callable[..., Any]:
         return self.proletarian_hold.connection()  # type: ignore[no-any-return]
 
     return type(session_class.__name__, (session_class,), {"get_bind": get_bind, "__module__": session_class.__module__})
+
+
+_plain_session = held_class(Session)
 
 
 def _discard(connection: Connection) -> None:

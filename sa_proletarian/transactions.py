@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 from sqlalchemy import Connection, Engine
 
 from . import clock, outcomes
 from .dialects import Trouble, trouble
 from .lifecycle import Claim, Lifecycle
-from .outcomes import Outcome
+from .outcomes import RETURNED, Outcome
 from .polling import choose
 from .registry import Registry
 from .runs import Claimed, Report, Run, Settled, Stopping
@@ -114,13 +115,26 @@ class Transactions:
             report.tried = True
         with connection.begin():
             self.lifecycle.set_local(connection, **SETTLE_LIMITS)
-            moved = self.lifecycle.settle(connection, [report.pair for report in reports])
-            missing = [report.run.claim.job_id for report in reports if report.run.claim.job_id not in moved]
+            missing = self._move(connection, reports)
             standing = self.lifecycle.standing(connection, missing) if missing else {}
+        if not missing:
+            return [Settled(report.run, report.ruling) for report in reports]
         return [
-            _settled(report, report.run.claim.job_id in moved, report.run.claim.job_id in standing, was_tried)
+            _settled(report, report.run.claim.job_id not in missing, report.run.claim.job_id in standing, was_tried)
             for report, was_tried in zip(reports, tried, strict=True)
         ]
+
+    def _move(self, connection: Connection, reports: Sequence[Report]) -> list[Any]:
+        """Carry out what the reports say; give the ids of the jobs whose rows were not ours to move."""
+        missing: list[Any] = []
+        returned = [report.run.claim for report in reports if report.ruling is RETURNED]
+        if returned:
+            missing += self.lifecycle.finish(connection, returned)
+        others = [report.pair for report in reports if report.ruling is not RETURNED]
+        if others:
+            moved = self.lifecycle.settle(connection, others)
+            missing += [claim.job_id for claim, _ in others if claim.job_id not in moved]
+        return missing
 
     def _settle_refused(self, connection: Connection, report: Report, error: Exception) -> Iterator[Settled]:
         """One row cannot be settled as it should: park it, or get out of the way what holds it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Protocol
 
 from .runs import Run, Settled
@@ -41,20 +42,30 @@ class Tray:
 
     def take(self) -> Run | Settled | None:
         """Wait for work and take it; ``None`` when the tray is closed and empty."""
-        with self._changed:
-            while not self._items:
-                if self._closed:
-                    return None
-                self._changed.wait()
-            return self._items.popleft()
+        while True:
+            with suppress(IndexError):  # popleft needs no lock: of two takers each gets another item
+                return self._items.popleft()
+            with self._changed:
+                while not self._items:
+                    if self._closed:
+                        return None
+                    self._changed.wait()
 
     def take_back(self, wanted: Callable[[Run], bool]) -> list[Run]:
         """Take out those of the wanted runs that have not been started."""
+        old: list[Run] = []
+        kept: list[Run | Settled] = []
         with self._changed:
-            old = [item for item in self._items if isinstance(item, Run) and wanted(item)]
-            if old:
-                self._items = deque(item for item in self._items if item not in old)
-            return old
+            while self._items:  # item by item, as takers do it: what one of them has, the other has not
+                with suppress(IndexError):
+                    item = self._items.popleft()
+                    if isinstance(item, Run) and wanted(item):
+                        old.append(item)
+                    else:
+                        kept.append(item)
+            self._items.extend(kept)
+            self._changed.notify_all()
+        return old
 
     def close(self) -> None:
         """Let the threads end once the tray is empty."""

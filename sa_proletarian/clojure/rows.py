@@ -10,7 +10,7 @@ meantime has changed it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -37,7 +37,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from sa_proletarian.dialects import clock_now, statement_now
 from sa_proletarian.lifecycle import Claim, Held, Lifecycle
-from sa_proletarian.outcomes import Move, Ruling, Status
+from sa_proletarian.outcomes import RETURNED, Move, Ruling, Status
 from sa_proletarian.sessions import Hold
 from sa_proletarian.statements import MOST_ATTEMPTS
 from sa_proletarian.tables import EARLIEST, LATEST
@@ -97,6 +97,10 @@ class RowLifecycle(Lifecycle):
             rows: Any = connection.execute(statement) if statement is not None else ()
             settled.update({row[0]: row[1] for row in rows})
         return settled
+
+    def finish(self, connection: Connection, claims: Sequence[Claim]) -> Collection[Any]:
+        moved = self.settle(connection, [(claim, RETURNED) for claim in claims])
+        return [claim.job_id for claim in claims if claim.job_id not in moved]
 
     def standing(self, connection: Connection, job_ids: Sequence[Any]) -> dict[Any, UUID | None]:
         job_id = self._job.c.job_id
