@@ -1,0 +1,56 @@
+"""F2: the server crashes under the workers, one of its processes is killed, or connections are ended one by one."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from sqlalchemy import text
+
+SCENARIO = "F2"
+BACKENDS = text(
+    "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'"
+    " AND pid <> pg_backend_pid() ORDER BY pid"
+)
+
+
+def crash(trial, server):
+    trial.fault("crash of the server")
+    server.crash()
+    server.start()
+
+
+def kill_backend(trial, server):
+    """The death of one process makes the server end all sessions and recover."""
+    with trial.engine.connect() as connection:
+        pids = list(connection.scalars(BACKENDS))
+    trial.fault("kill -9 of a server process")
+    os.kill(trial.chance.choice(pids), signal.SIGKILL)
+
+
+def end_backend(trial, server):
+    with trial.engine.connect() as connection:
+        pids = list(connection.scalars(BACKENDS))
+        if pids:
+            trial.fault("connection ended by the server")
+            connection.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": trial.chance.choice(pids)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["threads", "async"])
+def test_a_server_that_crashes_loses_nothing_and_doubles_nothing(make_trial, own_server, form):
+    server = own_server(max_connections=60)
+    trial = make_trial(server.url(), SCENARIO)
+    workers = [trial.start(form, slots=4) for _ in range(2)]
+    trial.unlocked |= {worker.pid for worker in workers}  # a crash may forget a claim whose handler still runs
+    faults = [crash] * trial.amount(1, 20) + [kill_backend] * trial.amount(1, 20) + [end_backend] * trial.amount(5, 60)
+    trial.chance.shuffle(faults)
+    with trial.filled(100, trial.enqueuer(most_ms=60)):
+        for fault in faults:
+            trial.pause(0.1, 0.6)
+            trial.wait_for("SELECT count(*) > 0 FROM proletarian_job")  # it answers again, and there is work
+            fault(trial, server)
+    trial.wait_for("SELECT true")
+    trial.finish()
+    trial.check()

@@ -1,0 +1,51 @@
+"""F3: the wire breaks, between worker and server and between app and server; at the COMMIT above all."""
+
+from __future__ import annotations
+
+import pytest
+
+from machinery.proxy import Proxy, Wire
+
+SCENARIO = "F3"
+
+
+@pytest.fixture
+def proxies(own_server, seed):
+    import random
+
+    server = own_server(tcp=True)
+    made = []
+
+    def make():
+        made.append(Proxy(server.url().port, random.Random(seed + len(made))))
+        return made[-1]
+
+    yield server, make
+    for proxy in made:
+        proxy.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["threads", "async"])
+def test_a_wire_that_breaks_loses_nothing_and_doubles_nothing(make_trial, proxies, form):
+    server, make_proxy = proxies
+    trial = make_trial(server.url(), SCENARIO)
+    of_worker, of_app = make_proxy(), make_proxy()
+    workers = [trial.start(form, url=behind(server, of_worker)), trial.start(form)]
+    trial.unlocked.add(workers[0].pid)
+    app = trial.make_engine(server.url().set(port=of_app.port), pool_pre_ping=True)
+    with trial.filled(60, trial.enqueuer(app), until_certain=True):
+        for number in range(1, trial.amount(10, 150) + 1):
+            for proxy, where in ((of_worker, "worker"), (of_app, "app")):
+                kind = trial.chance.choice([*Wire])
+                proxy.arm(kind, seconds=trial.amount(2, 5) if number % 5 == 0 else 0.3)
+                trial.fault(f"{kind} ({where})")
+            of_worker.wait_until_fired(number)
+            of_app.wait_until_fired(number)
+    trial.finish()
+    trial.check()
+    assert trial.record.counts["unknown_enqueues"] == 0, "a second try under the same id tells what became of the first"
+
+
+def behind(server, proxy):
+    return server.url().set(port=proxy.port).render_as_string(hide_password=False)
