@@ -47,8 +47,8 @@ def make_trial(request, pytestconfig, tmp_path, seed):
     report = getattr(request.node, "report_of_call", None)
     for trial in trials:
         trial.close()
-        if pytestconfig.option.faults_to is not None:
-            trial.record.write(Path(pytestconfig.option.faults_to), passed=report is not None and report.passed)
+        if pytestconfig.option.faults_to is not None and report is not None and not report.skipped:
+            trial.record.write(Path(pytestconfig.option.faults_to), passed=report.passed)
 
 
 @pytest.hookimpl(hookwrapper=True)

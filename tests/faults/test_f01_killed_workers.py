@@ -5,20 +5,20 @@ from __future__ import annotations
 import pytest
 
 SCENARIO = "F1"
+FORMS = ["threads", "async"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["threads", "async"])
-def test_killed_workers_lose_nothing_and_double_nothing(trial, form):
-    workers = [trial.start(form, up=False) for _ in range(trial.amount(2, 4))]
+def test_killed_workers_lose_nothing_and_double_nothing(trial):
+    workers = [trial.start(form, up=False) for form in FORMS * trial.amount(1, 2)]
     with trial.filled(200):
-        for _ in range(trial.amount(5, 100)):
+        for _ in range(trial.amount(8, 100)):
             victim = trial.chance.choice(workers)
             victim.wait_until_up()
             trial.pause(0.05, 0.5)
             victim.kill()
             trial.fault("kill -9 of a worker")
-            workers[workers.index(victim)] = trial.start(form, up=False)
+            workers[workers.index(victim)] = trial.start(victim.form, up=False)
     trial.finish()
     trial.check()
     assert trial.record.counts["starts"] > trial.record.counts["jobs"], "the kills have hit running jobs"

@@ -38,11 +38,10 @@ def end_backend(trial, server):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["threads", "async"])
-def test_a_server_that_crashes_loses_nothing_and_doubles_nothing(make_trial, own_server, form):
+def test_a_server_that_crashes_loses_nothing_and_doubles_nothing(make_trial, own_server):
     server = own_server(max_connections=60)
     trial = make_trial(server.url(), SCENARIO)
-    workers = [trial.start(form, slots=4) for _ in range(2)]
+    workers = [trial.start(form, slots=4) for form in ("threads", "async")]
     trial.unlocked |= {worker.pid for worker in workers}  # a crash may forget a claim whose handler still runs
     faults = [crash] * trial.amount(1, 20) + [kill_backend] * trial.amount(1, 20) + [end_backend] * trial.amount(5, 60)
     trial.chance.shuffle(faults)

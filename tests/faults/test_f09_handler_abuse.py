@@ -218,8 +218,9 @@ def archives_itself(session, job):
     write(session, job)
     session.execute(
         text(
-            "INSERT INTO proletarian_archived_job (job_id, queue, job_type, payload, attempts, enqueued_at, process_at, status,"
-            " finished_at) SELECT job_id, queue, job_type, payload, attempts, enqueued_at, process_at, 'success', now()"
+            "INSERT INTO proletarian_archived_job (job_id, queue, job_type, payload, attempts, enqueued_at, process_at,"
+            " status, finished_at)"
+            " SELECT job_id, queue, job_type, payload, attempts, enqueued_at, process_at, 'success', now()"
             " FROM proletarian_job WHERE job_id = :id"
         ),
         {"id": job.job_id},

@@ -1,4 +1,4 @@
-"""Processes that die: workers by ``kill -9``, jobs that kill their own worker, a server that crashes under a job."""
+"""One fault each, at a chosen moment: a worker killed or paused, a server that crashes, a COMMIT without an answer."""
 
 from __future__ import annotations
 
@@ -26,10 +26,6 @@ WORKER = """
 
     jobs = Proletarian()
 
-    @jobs.handler("effect")
-    def effect(session, job):
-        session.execute(text("INSERT INTO effect VALUES (:id)"), {"id": str(job.job_id)})
-
     @jobs.handler("once_held")
     def once_held(session, job):
         session.execute(text("INSERT INTO effect VALUES (:id)"), {"id": str(job.job_id)})
@@ -46,15 +42,6 @@ WORKER = """
     def listener(event):
         if event.name == "claim_lost":
             print(event.name, flush=True)
-
-    @jobs.handler("killer")
-    def killer(session, job):
-        print("killing", job.attempts, job.crashes, flush=True)
-        os.kill(os.getpid(), 9)
-
-    @jobs.handler("mate")
-    def mate(session, job):
-        pass
 
     Worker(jobs, create_engine(sys.argv[1]), threads=int(sys.argv[2]), listener=listener, lease=timedelta(seconds=1),
            polling_interval=timedelta(milliseconds=20)).run()
@@ -180,50 +167,6 @@ def test_the_jobs_of_an_async_worker_that_is_killed_run_again_and_take_effect_on
 
 
 @pytest.mark.slow
-def test_kills_at_random_moments_lose_nothing_and_double_nothing(worker_process, enqueue, rows, pytestconfig):
-    """Six workers in a row are killed after a random number of finished jobs; the seventh finishes the rest."""
-    import random
-
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
-    chance = random.Random(seed)
-    ids = enqueue("effect", 1500)
-    for _ in range(6):
-        before = finished(rows)
-        process = worker_process(threads=2)
-        wait_until(lambda before=before: finished(rows) > before + chance.randrange(100), process)
-        process.kill()
-        process.wait()
-    process = worker_process(threads=2)
-    wait_until(lambda: finished(rows) == 1500, process)
-    effects = [what for (what,) in rows("SELECT what FROM effect")]
-    assert sorted(effects) == sorted(str(job_id) for job_id in ids), f"seed {seed}"
-    assert rows("SELECT count(*) FROM proletarian_job") == [(0,)]
-
-
-@pytest.mark.slow
-def test_a_job_that_kills_its_process_takes_no_mate_along(worker_process, enqueue, rows):
-    """One killer among 300 mates: it alone is archived as crashed after five deaths, the mates finish."""
-    enqueue("mate", 150)
-    [killer] = enqueue("killer")
-    enqueue("mate", 150)
-    deaths = 0
-    while rows("SELECT count(*) FROM proletarian_job") != [(0,)]:
-        process = worker_process()
-        wait_until(lambda process=process: process.poll() or rows("SELECT count(*) FROM proletarian_job") == [(0,)])
-        if process.poll() is None:
-            break
-        deaths += 1
-        assert deaths < 10
-    assert deaths == 5
-    assert rows("SELECT status, count(*) FROM proletarian_archived_job GROUP BY 1 ORDER BY 1") == [
-        ("crashed", 1),
-        ("success", 300),
-    ]
-    assert rows("SELECT job_id, attempts FROM proletarian_archived_job WHERE status = 'crashed'") == [(killer, 1)]
-
-
-@pytest.mark.slow
 def test_a_server_that_crashes_under_a_job_loses_nothing(pytestconfig, jobs, recorder):
     import threading
 
@@ -338,15 +281,6 @@ def test_on_failed_is_called_at_most_once_when_the_commit_of_a_failure_is_unansw
     assert calls == ([] if committed else ["another"])
     assert rows("SELECT status, count(*) FROM proletarian_archived_job GROUP BY 1") == [("failure", 1)]
     assert rows("SELECT count(*) FROM effect") == [(0,)]
-
-
-def finished(rows):
-    return rows("SELECT count(*) FROM proletarian_archived_job")[0][0]
-
-
-def wait_until(condition, process=None):
-    while not condition():
-        assert process is None or process.poll() is None, "the worker ended by itself"
 
 
 def test_a_paused_worker_finds_that_it_lost_its_claim(worker_process, enqueue, jobs, start_worker, recorder, rows):

@@ -35,7 +35,7 @@ TABLES = """
 class Process:
     """A worker process, and what is known of its end."""
 
-    def __init__(self, trial: Trial, command: list[str], environment: dict[str, str]) -> None:
+    def __init__(self, trial: Trial, form: str, command: list[str], environment: dict[str, str]) -> None:
         self._trial = trial
         self._popen = subprocess.Popen(
             command,
@@ -45,6 +45,7 @@ class Process:
             env={**os.environ, **environment},
         )
         self.pid = self._popen.pid
+        self.form = form
         self._is_up = False
 
     def wait_until_up(self) -> None:
@@ -123,7 +124,7 @@ class Trial:
         """Start a worker process of the form ``threads`` or ``async``; ``given`` is for ``worker.py``."""
         given = {"url": self.url.render_as_string(hide_password=False), "form": form, **given}
         given |= {"ledger": str(self.ledger.path), "events": str(self.events.path)}
-        process = Process(self, [*wrapper, sys.executable, str(SCRIPT), json.dumps(given)], environment or {})
+        process = Process(self, form, [*wrapper, sys.executable, str(SCRIPT), json.dumps(given)], environment or {})
         self.processes.append(process)
         if up:
             process.wait_until_up()
