@@ -33,6 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--postgresql", type=int, default=18, help="major version of the server that the tests run on")
     parser.addoption("--faults", choices=("short", "long"), default="short", help="form of the scenarios in tests/faults")
     parser.addoption("--seed", type=int, help="seed of the scenarios in tests/faults, to run one again")
+    parser.addoption("--seeds", type=int, default=0, help="run those scenarios once with each of so many random seeds")
     parser.addoption("--faults-to", metavar="FOLDER", help="where those write down their seeds, faults and counts")
 
 

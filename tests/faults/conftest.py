@@ -13,10 +13,16 @@ from sa_proletarian.embedded import EmbeddedPostgres
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Give the long form its time."""
+    """Give the scenarios their time: they wait for processes, which on a busy machine take long to come up."""
     for item in items:
-        if config.option.faults == "long" and Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.timeout(7200))
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(7200 if config.option.faults == "long" else 300))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what takes a seed with several, if that is asked for."""
+    if metafunc.config.option.seeds and "seed" in metafunc.fixturenames:
+        metafunc.parametrize("seed", [secrets.randbelow(1 << 32) for _ in range(metafunc.config.option.seeds)])
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ FORMS = ["threads", "async"]
 @pytest.mark.slow
 def test_killed_workers_lose_nothing_and_double_nothing(trial):
     workers = [trial.start(form, up=False) for form in FORMS * trial.amount(1, 2)]
-    with trial.filled(200):
-        for _ in range(trial.amount(8, 100)):
+    with trial.filled(100):
+        for _ in range(trial.amount(6, 100)):
             victim = trial.chance.choice(workers)
             victim.wait_until_up()
             trial.pause(0.05, 0.5)

@@ -59,7 +59,7 @@ class Proxy:
         after = self._chance.randrange(4000) if kind in (Wire.RESET, Wire.STALL) else self._chance.randrange(8)
         self._armed.append(Armed(kind, after, seconds))
 
-    def wait_until_fired(self, count: int, timeout: float = 60) -> None:
+    def wait_until_fired(self, count: int, timeout: float = 120) -> None:
         """Wait until so many faults have happened."""
         with self._fired:
             assert self._fired.wait_for(lambda: self.fired.total() >= count, timeout), (

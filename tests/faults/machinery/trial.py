@@ -69,7 +69,7 @@ class Process:
         self._ended()
         return False
 
-    def wait(self, timeout: float = 60) -> int:
+    def wait(self, timeout: float = 120) -> int:
         code = self._popen.wait(timeout)
         self._ended()
         return code
@@ -164,7 +164,7 @@ class Trial:
 
     # the end ----------------------------------------------------------------------------------------------------------
 
-    def finish(self, within: float = 60, *, stop: bool = True) -> None:
+    def finish(self, within: float = 120, *, stop: bool = True) -> None:
         """Liveness: with the faults over, the queue must be empty in bounded time; then stop the workers."""
         begun = time.monotonic()
         self.wait_for("SELECT count(*) = 0 FROM proletarian_job", within)
@@ -172,14 +172,14 @@ class Trial:
         if stop:
             self.stop()
 
-    def wait_for(self, condition: str, within: float = 60) -> None:
+    def wait_for(self, condition: str, within: float = 120) -> None:
         """Ask the database until the answer is true."""
         deadline = time.monotonic() + within
         while not self._is_true(condition):
             assert time.monotonic() < deadline, f"not in {within} s: {condition}; {self.state()}"
             time.sleep(0.05)
 
-    def wait_until(self, condition: Callable[[], Any], within: float = 60) -> None:
+    def wait_until(self, condition: Callable[[], Any], within: float = 120) -> None:
         deadline = time.monotonic() + within
         while not condition():
             assert time.monotonic() < deadline, f"not in {within} s; {self.state()}"

@@ -1,0 +1,320 @@
+"""Prove the suite: change one thing at a time in a copy of the library, and see whether the smallest fitting test notices.
+
+    python tests/faults/mutants.py [--seeds 20] [--jobs 2] [name …]
+
+For each mutant it prints in how many of the seeds it was caught. A test without a seed of its own runs once. It ends with 1
+if a mutant was caught in fewer than 19 of 20 seeds, or no longer applies to the code; and it checks first that the tests
+pass on the library as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+STATEFUL = "tests/faults/test_stateful.py"
+ABUSE = "tests/faults/test_f09_handler_abuse.py"
+ONE_EACH = "tests/faults/test_processes.py"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change: in ``room``, ``old`` becomes ``new``; ``test`` should fail then."""
+
+    name: str
+    room: str
+    old: str
+    new: str
+    test: str
+
+
+MUTANTS = [
+    Mutant(
+        "an archive without a fence",
+        "statements",
+        "mine = (job.job_id == fences.c.job_id, job.claim_id == fences.c.claim_id)",
+        "mine = (job.job_id == fences.c.job_id,)",
+        STATEFUL,
+    ),
+    Mutant(
+        "a reschedule without a fence",
+        "statements",
+        "update(self.job)\n            .where(job.job_id == fences.c.job_id, job.claim_id == fences.c.claim_id)",
+        "update(self.job)\n            .where(job.job_id == fences.c.job_id)",
+        STATEFUL,
+    ),
+    Mutant(
+        "a hold without a fence",
+        "statements",
+        '.where(job.claim_id == bindparam("fence", type_=job.claim_id.type))\n',
+        '.where(or_(bindparam("fence", type_=job.claim_id.type).is_not(None)))\n',
+        STATEFUL,
+    ),
+    Mutant(
+        "a renewal without a fence",
+        "statements",
+        ".where(job.claim_id == fences.c.claim_id)\n            .with_for_update(key_share=True, skip_locked=True",
+        ".with_for_update(key_share=True, skip_locked=True",
+        STATEFUL,
+    ),
+    Mutant(
+        "a hold without a lock",
+        "statements",
+        '            .with_for_update(key_share=True, of=self.job)\n            .cte("held")',
+        '            .cte("held")',
+        STATEFUL,
+    ),
+    Mutant(
+        "a claim that waits for locks",
+        "statements",
+        '.limit(bindparam("most", type_=Integer()))\n            .with_for_update(skip_locked=True, key_share=True',
+        '.limit(bindparam("most", type_=Integer()))\n            .with_for_update(key_share=True',
+        STATEFUL,
+    ),
+    Mutant(
+        "a claim without a lease",
+        "statements",
+        'claimed_until=bindparam("until", type_=job.claimed_until.type),\n                attempts',
+        "claimed_until=None,\n                attempts",
+        STATEFUL,
+    ),
+    Mutant(
+        "a claim that ignores leases",
+        "statements",
+        "            job.process_at <= statement_now(),\n"
+        "            or_(job.claimed_until.is_(None), job.claimed_until <= statement_now()),",
+        "            job.process_at <= statement_now(),",
+        STATEFUL,
+    ),
+    Mutant(
+        "one fence for all claims",
+        "lifecycle",
+        "token = uuid4()",
+        "token = UUID(int=7)",
+        STATEFUL,
+    ),
+    Mutant(
+        "crashes that are not counted",
+        "statements",
+        "crashes=case((free, job.crashes), else_=func.least(job.crashes, MOST_ATTEMPTS) + 1)",
+        "crashes=job.crashes",
+        STATEFUL,
+    ),
+    Mutant(
+        "a plain begin_nested instead of create_savepoint",
+        "sessions",
+        '"join_transaction_mode": "create_savepoint"',
+        '"join_transaction_mode": "control_fully"',
+        ABUSE,
+    ),
+    Mutant(
+        "no savepoint under the handler",
+        "sessions",
+        "        self._savepoint.rollback()\n",
+        "        pass\n",
+        ABUSE,
+    ),
+    Mutant(
+        "except Exception",
+        "execution",
+        "                    session.close()\n        except BaseException as error:",
+        "                    session.close()\n        except Exception as error:",
+        ABUSE,
+    ),
+    Mutant(
+        "a thread that dies of what the worker raises",
+        "execution",
+        "        except BaseException as error:\n            return error\n        return None",
+        "        except ValueError as error:\n            return error\n        return None",
+        ABUSE,
+    ),
+    Mutant(
+        "a swallowed SQL error taken for a success",
+        "execution",
+        "        run.hold.restore_options()\n        session.commit()",
+        "        run.hold.restore_options()\n        session.rollback()",
+        ABUSE,
+    ),
+    Mutant(
+        "a deleted row taken for a lost claim",
+        "execution",
+        "if held is not None and self.transactions.lifecycle.still_holds(run.hold.for_settling(), held):",
+        "if False:",
+        ABUSE,
+    ),
+    Mutant(
+        "decoding outside the guard",
+        "execution",
+        "        try:\n            prepare(run, self.transactions.lifecycle)\n            session, given",
+        "        prepare(run, self.transactions.lifecycle)\n        try:\n            session, given",
+        "tests/faults/test_f10_poison.py::test_rows_behind_the_apis_back_harm_nobody",
+    ),
+    Mutant(
+        "a COMMIT's error taken for a failure",
+        "execution",
+        "            if trouble(error) is Trouble.DISCONNECTED:\n"
+        "                return Report(run, outcomes.connection_died(error), committed=ruling)\n",
+        "",
+        ONE_EACH,
+    ),
+    Mutant(
+        "no second look after a COMMIT without an answer",
+        "execution",
+        "return Report(run, outcomes.connection_died(error), committed=ruling)",
+        "return Report(run, outcomes.connection_died(error))",
+        ONE_EACH,
+    ),
+    Mutant(
+        "a lost connection counted as an attempt",
+        "outcomes",
+        '        "now + 1 s",\n        attempt=False,\n        crash=True,',
+        '        "now + 1 s",\n        crash=True,',
+        ONE_EACH,
+    ),
+    Mutant(
+        "an interruption counted as an attempt",
+        "outcomes",
+        'Move.RELEASE, "at once, place in line kept", attempt=False',
+        'Move.RELEASE, "at once, place in line kept", attempt=True',
+        "tests/faults/test_f14_signals.py::test_signals_stop_a_worker_in_time_and_free_what_it_had",
+    ),
+    Mutant(
+        "AUTOCOMMIT accepted",
+        "connections",
+        'if any(str(level).upper() == "AUTOCOMMIT" for level in levels):',
+        "if False:",
+        "tests/test_connections.py",
+    ),
+    Mutant(
+        "no READ COMMITTED",
+        "connections",
+        '"isolation_level": "READ COMMITTED"',
+        '"isolation_level": "SERIALIZABLE"',
+        "tests/faults/test_f08_isolation.py",
+    ),
+    Mutant(
+        "conflicts that are not retried",
+        "execution",
+        "if error is None or trouble(error) is not Trouble.CONFLICT or run.interrupted():",
+        "if True:",
+        "tests/faults/test_f08_isolation.py",
+    ),
+    Mutant(
+        "an idle timeout that ends the held transaction",
+        "statements",
+        'literal("idle_in_transaction_session_timeout", Text(), literal_execute=True), "0", True',
+        'literal("idle_in_transaction_session_timeout", Text(), literal_execute=True), "300ms", True',
+        "tests/faults/test_f07_server_timeouts.py",
+    ),
+    Mutant(
+        "now() for retries",
+        "dialects",
+        'return "clock_timestamp()"',
+        'return "now()"',
+        "tests/test_execution.py",
+    ),
+    Mutant(
+        "suspects claimed together",
+        "polling",
+        "    if not is_last_chance(first.crashes, ceiling):\n        return Choice([first], condemned)",
+        "    if not is_last_chance(first.crashes, ceiling):\n        return Choice(able, condemned)",
+        "tests/test_suspects.py",
+    ),
+    Mutant(
+        "no crash ceiling",
+        "polling",
+        "condemned = [candidate for candidate in candidates if candidate.crashes >= ceiling]",
+        "condemned = [candidate for candidate in candidates if candidate.crashes >= 1_000]",
+        "tests/test_suspects.py",
+    ),
+    Mutant(
+        "leases that are not renewed",
+        "feeder",
+        "before = clock.monotonic() - self._lease / 3",
+        "before = clock.monotonic() - self._lease * 1_000",
+        "tests/test_worker.py",
+    ),
+]
+
+
+def run_tests(mutant: Mutant | None, test: str, seeds: int) -> tuple[int, int, str]:
+    """Run ``test`` on a copy of the library; give how many runs failed, how many there were, and the end of what it said."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        package = Path(folder) / "sa_proletarian"
+        shutil.copytree(ROOT / "sa_proletarian", package, ignore=shutil.ignore_patterns("__pycache__"))
+        if mutant is not None:
+            room = package / f"{mutant.room}.py"
+            room.write_text(room.read_text().replace(mutant.old, mutant.new))
+        options = [
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--timeout=90",
+            f"--seeds={seeds}",
+            "-o",
+            "addopts=--import-mode=importlib",
+        ]
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "pytest", *options, test],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": folder},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|errors?)", done.stdout)}
+    failed = counts.get("failed", 0) + counts.get("error", 0) + counts.get("errors", 0)
+    return failed, failed + counts.get("passed", 0), done.stdout[-1500:]
+
+
+def judge(mutant: Mutant, seeds: int) -> tuple[Mutant, bool, str]:
+    source = (ROOT / "sa_proletarian" / f"{mutant.room}.py").read_text()
+    if source.count(mutant.old) != 1:
+        return mutant, False, f"no longer applies: {mutant.room} has its text {source.count(mutant.old)} times"
+    failed, ran, said = run_tests(mutant, mutant.test, seeds)
+    if not ran:
+        return mutant, False, f"the tests did not run: {said}"
+    if not has_seed(mutant.test):  # several tests, of which one must notice
+        return mutant, failed > 0, f"{int(failed > 0)}/1"
+    return mutant, failed >= ran * 19 / 20, f"{failed}/{ran}"
+
+
+def has_seed(test: str) -> bool:
+    """Say whether each failure is one seed's: the file has one test, which takes a seed, or one is named."""
+    return test == STATEFUL or "::" in test
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="parts of the names of the mutants to try; all by default")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="how many at once")
+    parser.add_argument("--no-baseline", action="store_true", help="do not run the tests on the library as it is")
+    given = parser.parse_args()
+    chosen = [one for one in MUTANTS if not given.names or any(name in one.name for name in given.names)]
+    bad = 0
+    for test in () if given.no_baseline else sorted({one.test for one in chosen}):
+        failed, ran, said = run_tests(None, test, 1)
+        print(f"{'as it is':50} {ran - failed}/{ran} pass   {test}", flush=True)
+        if failed or not ran:
+            print(said)
+            return 2
+    with ThreadPoolExecutor(given.jobs) as pool:
+        for mutant, caught, how in pool.map(lambda one: judge(one, given.seeds), chosen):
+            bad += not caught
+            print(f"{mutant.name:50} {'caught' if caught else 'MISSED'} {how:6} {mutant.test}", flush=True)
+    print(f"{len(chosen) - bad} of {len(chosen)} mutants caught")
+    return int(bad > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,248 @@
+"""The verbs of the lifecycle over the real SQL, on three connections that one thread steps through in any order.
+
+Hypothesis chooses the interleaving and shortens what fails; a model of a few lines says what each step must come to.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from sqlalchemy import text
+
+from sa_proletarian import Proletarian, outcomes
+from sa_proletarian.lifecycle import Lifecycle
+
+SCENARIO = "stateful"
+LEASE = timedelta(hours=1)
+WORKERS = st.sampled_from(range(3))
+ANY = st.integers(0, 1_000)
+ERROR = ValueError("planned")
+RULINGS = {
+    "returned": outcomes.RETURNED,
+    "gave_up": outcomes.Ruling(outcomes.Outcome.GAVE_UP, error="planned", cause=ERROR),
+    "again": outcomes.Ruling(outcomes.Outcome.RETRIED, delay=timedelta(0), error="planned", cause=ERROR),
+    "later": outcomes.Ruling(outcomes.Outcome.RETRIED, delay=timedelta(days=1), error="planned", cause=ERROR),
+    "interrupted": outcomes.INTERRUPTED,
+    "died": outcomes.connection_died(ConnectionError("planned")),
+}
+
+
+class Model:
+    """What one job should be."""
+
+    def __init__(self):
+        self.attempts = self.crashes = self.effects = 0
+        self.fence = self.status = None
+        self.expired = False
+        self.due = True
+
+    @property
+    def claimable(self):
+        return self.status is None and self.due and (self.fence is None or self.expired)
+
+
+class Worker:
+    """A connection, the claims that were made on it, and the job that its open transaction holds."""
+
+    def __init__(self, engine):
+        self.connection = engine.connect()
+        self.claims = []
+        self.held = None
+        self.written = 0
+
+
+class Interleavings(RuleBasedStateMachine):
+    engine = None
+    steps = 0
+
+    @initialize()
+    def begin(self):
+        self.jobs = Proletarian()
+        self.verbs = Lifecycle(self.jobs.job_model, self.jobs.archived_model)
+        self.model = {}
+        with self.engine.begin() as connection:
+            for table in ("proletarian_job", "proletarian_archived_job", "effect"):
+                connection.execute(text(f"DELETE FROM {table}"))
+        self.workers = [Worker(self.engine) for _ in range(3)]
+
+    def teardown(self):
+        for worker in getattr(self, "workers", ()):
+            worker.connection.close()
+
+    # steps ------------------------------------------------------------------------------------------------------------
+
+    @rule(count=st.integers(1, 3))
+    def enqueue(self, count):
+        with self.engine.begin() as connection:
+            for _ in range(count):
+                self.model[self.jobs.enqueue(connection, "job").job_id] = Model()
+
+    @rule(number=WORKERS, limit=st.integers(1, 4))
+    def claim(self, number, limit):
+        worker = self.workers[number]
+        if worker.held is not None:
+            return
+        locked = {other.held.job_id for other in self.workers if other.held is not None}
+        claimable = {job_id for job_id, job in self.model.items() if job.claimable and job_id not in locked}
+        with worker.connection.begin():
+            candidates = self.verbs.candidates(worker.connection, queue="default", known=["job"], limit=limit, lease=LEASE)
+            claims = self.verbs.take(worker.connection, candidates, worker_id=str(number))
+        claimed = {claim.job_id for claim in claims}
+        assert claimed <= claimable
+        assert len(claimed) == min(limit, len(claimable))
+        for claim in claims:
+            job = self.model[claim.job_id]
+            job.attempts += job.fence is None
+            job.crashes += job.fence is not None
+            job.fence, job.expired = claim.claim_id, False
+            assert (claim.attempts, claim.crashes) == (job.attempts, job.crashes)
+        worker.claims += claims
+
+    @precondition(lambda self: any(worker.claims for worker in self.workers))
+    @rule(number=WORKERS, which=ANY)
+    def hold(self, number, which):
+        worker = self.workers[number]
+        if not worker.claims or worker.held is not None:
+            return
+        claim = worker.claims[which % len(worker.claims)]
+        worker.connection.begin()
+        held = self.verbs.hold(worker.connection, claim, lock_timeout=timedelta(milliseconds=500))
+        assert (held is not None) == self._is_valid(claim)
+        if held is None:
+            worker.connection.rollback()
+            worker.claims.remove(claim)
+        else:
+            worker.held, worker.written = claim, 0
+
+    @precondition(lambda self: any(worker.held for worker in self.workers))
+    @rule(number=WORKERS)
+    def write(self, number):
+        worker = self.workers[number]
+        if worker.held is not None:
+            parameters = {"id": str(worker.held.job_id)}
+            worker.connection.execute(text("INSERT INTO effect VALUES (:id)"), parameters)
+            worker.written += 1
+
+    @precondition(lambda self: any(worker.claims for worker in self.workers))
+    @rule(number=WORKERS, which=ANY, how=st.sampled_from(list(RULINGS)))
+    def settle(self, number, which, how):
+        """Settle what is held, in that transaction and with what was written; else some claim, by itself."""
+        worker, ruling = self.workers[number], RULINGS[how]
+        if not worker.claims:
+            return
+        claim = worker.held or worker.claims[which % len(worker.claims)]
+        if worker.held is None:
+            if any(other.held is not None and other.held.job_id == claim.job_id for other in self.workers):
+                return  # it would wait, as it should
+            worker.connection.begin()
+        moved = self.verbs.settle(worker.connection, [(claim, ruling)])
+        assert (claim.job_id in moved) == self._is_valid(claim)
+        if moved or worker.held is None:
+            worker.connection.commit()
+        else:
+            worker.connection.rollback()
+        if moved:
+            job = self.model[claim.job_id]
+            job.effects += worker.written
+            self._settled(job, ruling)
+        worker.claims.remove(claim)
+        worker.held, worker.written = None, 0
+
+    def _settled(self, job, ruling):
+        fate = ruling.fate
+        job.fence, job.expired = None, False
+        if fate.status is not None:
+            job.status = str(fate.status)
+            return
+        job.attempts -= not fate.attempt
+        job.crashes = 0 if fate.reported else job.crashes + fate.crash
+        job.due = ruling.delay in (None, timedelta(0))
+
+    @precondition(lambda self: any(worker.claims for worker in self.workers))
+    @rule(number=WORKERS)
+    def crash(self, number):
+        """The process dies: its transaction with it, and all that it knew."""
+        self.workers[number].connection.invalidate()
+        self.workers[number].connection.close()
+        self.workers[number] = Worker(self.engine)
+
+    @precondition(lambda self: any(worker.claims for worker in self.workers))
+    @rule(number=WORKERS)
+    def renew(self, number):
+        worker = self.workers[number]
+        if worker.held is not None or not worker.claims:
+            return
+        locked = {other.held.job_id for other in self.workers if other.held is not None}
+        with worker.connection.begin():
+            self.verbs.renew(worker.connection, worker.claims, lease=LEASE)
+        for claim in worker.claims:
+            if self._is_valid(claim) and claim.job_id not in locked:
+                self.model[claim.job_id].expired = False
+
+    @precondition(lambda self: any(job.fence is not None for job in self.model.values()))
+    @rule(which=ANY)
+    def let_a_lease_run_out(self, which):
+        claimed = [job_id for job_id, job in self.model.items() if job.fence is not None]
+        self._change(claimed[which % len(claimed)], "claimed_until = now() - interval '1 s'", expired=True)
+
+    @precondition(lambda self: any(not job.due for job in self.model.values()))
+    @rule(which=ANY)
+    def let_a_job_become_due(self, which):
+        waiting = [job_id for job_id, job in self.model.items() if not job.due]
+        self._change(waiting[which % len(waiting)], "process_at = now()", due=True)
+
+    def _change(self, job_id, what, **model):
+        """Let time pass for one job; for one that is held, only once it is not."""
+        free = "(SELECT job_id FROM proletarian_job WHERE job_id = :id FOR UPDATE SKIP LOCKED)"
+        with self.engine.begin() as connection:
+            done = connection.execute(text(f"UPDATE proletarian_job SET {what} WHERE job_id = {free}"), {"id": job_id})
+        if done.rowcount:
+            vars(self.model[job_id]).update(model)
+
+    def _is_valid(self, claim):
+        return self.model[claim.job_id].status is None and self.model[claim.job_id].fence == claim.claim_id
+
+    # what holds after each step ---------------------------------------------------------------------------------------
+
+    @invariant()
+    def the_tables_are_what_the_model_says(self):
+        if not hasattr(self, "model"):
+            return
+        type(self).steps += 1
+        sql = (
+            "SELECT job_id, attempts, crashes, claim_id, NULL AS status,"
+            " (SELECT count(*) FROM effect WHERE what = job_id::text) AS effects FROM proletarian_job"
+            " UNION ALL SELECT job_id, attempts, NULL, NULL, status,"
+            " (SELECT count(*) FROM effect WHERE what = job_id::text) FROM proletarian_archived_job"
+        )
+        with self.engine.begin() as connection:
+            rows = connection.execute(text(sql)).all()
+        assert len(rows) == len(self.model)
+        for row in rows:
+            job = self.model[row.job_id]
+            assert (row.attempts, row.status, row.effects) == (job.attempts, job.status, job.effects)
+            if job.status is None:
+                assert (row.crashes, row.claim_id) == (job.crashes, job.fence)
+        events = [job for job in self.model.values() if job.status == "success"]
+        assert len(events) <= len(self.model)
+
+
+@pytest.mark.slow
+def test_whatever_the_order_of_steps_the_tables_are_what_the_model_says(make_trial, database_url, tables, administration):
+    trial = make_trial(database_url, SCENARIO, tables=False)
+    with administration.connect() as connection:  # one thread steps through all: who waited for a lock would wait for ever
+        connection.execute(text(f"ALTER DATABASE {database_url.database} SET lock_timeout = '500ms'"))
+    tables.dispose()
+    examples = trial.amount(60, 5_000)
+    Interleavings.engine, Interleavings.steps = tables, 0
+    run_state_machine_as_test(
+        Interleavings,
+        settings=settings(
+            max_examples=examples, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
+    trial.record.counts |= {"examples": examples, "steps": Interleavings.steps}
