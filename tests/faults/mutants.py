@@ -258,7 +258,6 @@ def run_tests(mutant: Mutant | None, test: str, seeds: int) -> tuple[int, int, s
             "-q",
             "-p",
             "no:cacheprovider",
-            "--timeout=90",
             f"--seeds={seeds}",
             "-o",
             "addopts=--import-mode=importlib",

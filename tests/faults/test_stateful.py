@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 from sqlalchemy import text
@@ -232,17 +232,25 @@ class Interleavings(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-def test_whatever_the_order_of_steps_the_tables_are_what_the_model_says(make_trial, database_url, tables, administration):
+def test_whatever_the_order_of_steps_the_tables_are_what_the_model_says(
+    make_trial, database_url, tables, administration, pytestconfig
+):
     trial = make_trial(database_url, SCENARIO, tables=False)
     with administration.connect() as connection:  # one thread steps through all: who waited for a lock would wait for ever
         connection.execute(text(f"ALTER DATABASE {database_url.database} SET lock_timeout = '500ms'"))
     tables.dispose()
-    examples = trial.amount(60, 5_000)
+    proving = pytestconfig.option.seeds > 0  # the suite, with mutants: then it need not be short, and not explain itself
+    examples = 1_000 if proving else trial.amount(60, 5_000)
     Interleavings.engine, Interleavings.steps = tables, 0
     run_state_machine_as_test(
-        Interleavings,
+        seed(trial.record.seed)(Interleavings),
         settings=settings(
-            max_examples=examples, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=examples,
+            stateful_step_count=40,
+            deadline=None,
+            database=None,
+            phases=(Phase.generate,) if proving else tuple(Phase),
+            suppress_health_check=list(HealthCheck),
         ),
     )
     trial.record.counts |= {"examples": examples, "steps": Interleavings.steps}
