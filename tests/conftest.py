@@ -34,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", choices=("short", "long"), default="short", help="form of the scenarios in tests/faults")
     parser.addoption("--seed", type=int, help="seed of the scenarios in tests/faults, to run one again")
     parser.addoption("--seeds", type=int, default=0, help="run those scenarios once with each of so many random seeds")
+    parser.addoption("--scale", type=float, default=1.0, help="make the amounts of those scenarios so many times as large")
     parser.addoption("--faults-to", metavar="FOLDER", help="where those write down their seeds, faults and counts")
 
 

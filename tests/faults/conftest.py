@@ -43,7 +43,7 @@ def make_trial(request, pytestconfig, tmp_path, seed):
         record = Record(scenario, request.node.name, option.faults, seed, option.postgresql)
         folder = tmp_path / f"trial{len(trials)}"
         folder.mkdir()
-        trial = Trial(url, folder, record, long=option.faults == "long")
+        trial = Trial(url, folder, record, long=option.faults == "long", scale=option.scale)
         trials.append(trial)
         if tables:
             trial.set_up()

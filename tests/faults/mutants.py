@@ -254,14 +254,7 @@ def run_tests(mutant: Mutant | None, test: str, seeds: int) -> tuple[int, int, s
         if mutant is not None:
             room = package / f"{mutant.room}.py"
             room.write_text(room.read_text().replace(mutant.old, mutant.new))
-        options = [
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            f"--seeds={seeds}",
-            "-o",
-            "addopts=--import-mode=importlib",
-        ]
+        options = ["-q", "-p", "no:cacheprovider", f"--seeds={seeds}", *(() if has_seed(test) else ("-x",))]
         done = subprocess.run(
             [sys.executable, "-P", "-m", "pytest", *options, test],
             cwd=ROOT,

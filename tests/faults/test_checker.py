@@ -48,7 +48,8 @@ def good():
             line("end", "b", 1, 3.1),
         ],
         events=[{"name": "job_finished", "job": "a"}, {"name": "job_finished", "job": "d"}],
-        ended={2: 2.0},
+        ended={1: 9.0, 2: 2.0},
+        killed={2},
     )
 
 
@@ -86,7 +87,7 @@ SPOILT = {
     "started before it was due": lambda h: h.effects.__setitem__(0, ("a", 2, EARLY - timedelta(seconds=1))),
     "numbered an attempt backwards": lambda h: h.ledger.append(line("start", "a", 2, 9.0, 1)),
     "ended without a start": lambda h: h.ledger.__delitem__(slice(7, 9)),
-    "started more often than explained": lambda h: h.ended.clear(),
+    "started more often than explained": lambda h: h.killed.clear(),
     "ran twice at once": lambda h: h.ended.update({2: 3.5}),
     "told twice that it finished": lambda h: h.events.append({"name": "job_finished", "job": "d"}),
     "told that it finished, and did not": lambda h: h.events.append({"name": "job_finished", "job": "c"}),
@@ -98,6 +99,14 @@ def test_what_cannot_be_is_named(kind):
     history = deepcopy(good())
     SPOILT[kind](history)
     assert kind in check(history).wrong
+
+
+def test_who_tells_that_it_has_lost_its_claim_may_meet_its_successor():
+    history = good()
+    history.ended[2] = 3.5
+    history.killed.clear()
+    history.events.append({"name": "claim_lost", "job": "b", "pid": 2})
+    assert check(history)
 
 
 def test_a_paused_process_may_meet_its_successor():

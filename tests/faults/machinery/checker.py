@@ -20,7 +20,8 @@ class History:
     :ivar left: the ids in the job table.
     :ivar effects: ``(job, attempt, at)`` for each row that a handler has written.
     :ivar ledger: starts and ends, told by the handlers.
-    :ivar ended: the pids that were killed or ended by themselves, and when.
+    :ivar ended: the pids whose processes have ended, and when.
+    :ivar killed: those of them that were killed.
     :ivar unlocked: the pids that may have lost a claim while they ran: they were paused, or their connections were cut.
     """
 
@@ -32,7 +33,12 @@ class History:
     ledger: list[dict[str, Any]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
     ended: dict[int, float] = field(default_factory=dict)
+    killed: set[int] = field(default_factory=set)
     unlocked: set[int] = field(default_factory=set)
+
+
+EXPLAINED = {"claim_lost", "connection_unavailable", "connection_died", "conflict_retried", "job_interrupted"}
+"""Events after which a job starts once more."""
 
 
 @dataclass
@@ -121,9 +127,10 @@ def _check_effects(history: History, payloads: dict[str, Any], verdict: Verdict)
 
 
 def _check_starts(history: History, payloads: dict[str, Any], verdict: Verdict) -> None:
-    """Every start is the last one, a planned failure, or one whose process died or lost its connection."""
+    """Every start is the last one, a planned failure, one whose process was killed or cut off, or one that was explained."""
     starts: dict[str, list[int]] = defaultdict(list)
     highest: dict[str, int] = defaultdict(int)
+    explained = Counter(event["job"] for event in history.events if event["name"] in EXPLAINED)
     for line in history.ledger:
         if line["what"] == "start":
             starts[line["job"]].append(line["pid"])
@@ -133,14 +140,14 @@ def _check_starts(history: History, payloads: dict[str, Any], verdict: Verdict) 
     for job in history.archived:
         if not starts[job] and payloads[job].get("status") not in ("crashed", "cancelled"):
             verdict.add("ended without a start", job)
-        excusable = history.ended.keys() | history.unlocked
+        excusable = history.killed | history.unlocked
         unexcused = sum(pid not in excusable for pid in starts[job])
-        if unexcused > 1 + payloads[job].get("fails", 0):
+        if unexcused > 1 + payloads[job].get("fails", 0) + explained[job]:
             verdict.add("started more often than explained", f"{job}: {starts[job]}")
 
 
 def _check_overlaps(history: History, verdict: Verdict) -> None:
-    """No job runs twice at once, unless the first process was paused or cut off."""
+    """No job runs twice at once, unless the first process was paused or cut off, or noticed that it has lost its claim."""
     running: dict[str, dict[str, Any]] = {}
     for line in history.ledger:
         if line["what"] == "end":
@@ -156,7 +163,11 @@ def _check_overlaps(history: History, verdict: Verdict) -> None:
 
 
 def _is_over(before: dict[str, Any], line: dict[str, Any], history: History) -> bool:
-    return before["pid"] in history.unlocked or history.ended.get(before["pid"], line["at"]) < line["at"]
+    lost = any(
+        event["name"] == "claim_lost" and event["job"] == before["job"] and event["pid"] == before["pid"]
+        for event in history.events
+    )
+    return lost or before["pid"] in history.unlocked or history.ended.get(before["pid"], line["at"]) < line["at"]
 
 
 def _check_events(history: History, verdict: Verdict) -> None:

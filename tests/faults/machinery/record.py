@@ -35,7 +35,8 @@ class Record:
             "test": self.test,
             "form": self.form,
             "seed": self.seed,
-            "commit": _commit(),
+            "commit": _git("describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"),
+            "library": _git("rev-parse", "HEAD:sa_proletarian")[:12],
             "at": self.begun_at.isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - self.begun, 1),
             "python": platform.python_version(),
@@ -53,8 +54,8 @@ class Record:
         (folder / name).write_text(json.dumps(self.as_dict(passed=passed)) + "\n")
 
 
-def _commit() -> str:
-    """Give the commit, with ``+`` when the files are no longer quite that commit's."""
-    call = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+def _git(*arguments: str) -> str:
+    """Ask git; ``+`` after the commit says that the files are no longer quite that commit's."""
+    call = ["git", "-C", str(Path(__file__).parent), *arguments]
     said = subprocess.run(call, capture_output=True, text=True, check=False)
     return said.stdout.strip() or "unknown"

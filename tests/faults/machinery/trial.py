@@ -75,7 +75,8 @@ class Process:
         return code
 
     def _ended(self) -> None:
-        self._popen.wait()
+        if self._popen.wait() < 0:
+            self._trial.killed.add(self.pid)
         self._popen.stdout.close()
         self._trial.ended.setdefault(self.pid, time.monotonic())
 
@@ -86,13 +87,15 @@ class Trial:
     :ivar chance: all choices of the run come from it; its seed is printed and can be given again.
     """
 
-    def __init__(self, url: URL, folder: Path, record: Record, *, long: bool) -> None:
+    def __init__(self, url: URL, folder: Path, record: Record, *, long: bool, scale: float) -> None:
         self.url = url
         self.folder = folder
         self.record = record
         self.long = long
+        self.scale = scale
         self.chance = random.Random(record.seed)
         self.ended: dict[int, float] = {}
+        self.killed: set[int] = set()
         self.unlocked: set[int] = set()
         self.processes: list[Process] = []
         self.errors = (folder / "stderr").open("a")
@@ -105,7 +108,7 @@ class Trial:
     # the scene --------------------------------------------------------------------------------------------------------
 
     def amount(self, short: int, long: int) -> int:
-        return long if self.long else short
+        return max(1, round((long if self.long else short) * self.scale))
 
     def set_up(self) -> None:
         metadata.create_all(self.engine)
@@ -216,6 +219,7 @@ class Trial:
                 ledger=ledger.read(self.ledger.path),
                 events=ledger.read(self.events.path),
                 ended=self.ended,
+                killed=self.killed,
                 unlocked=self.unlocked,
             )
 

@@ -87,10 +87,19 @@ def kills(session, job):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def opens_files(session, job):
-    """Need one file descriptor more than the process has."""
-    os.close(os.dup(0))
-    write(session, job)
+def takes_all_files(session, job):
+    """Use up the process's file descriptors, and then the session."""
+    hoard = []
+    try:
+        while True:
+            hoard.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        pass
+    try:
+        write(session, job)
+    finally:
+        for file in hoard:
+            os.close(file)
 
 
 def idles(session, job):
@@ -99,7 +108,7 @@ def idles(session, job):
 
 DEEDS = {
     deed.__name__: deed
-    for deed in (write, commits, rolls_back, closes, swallows, reads, sleeps, updates, kills, opens_files, idles)
+    for deed in (write, commits, rolls_back, closes, swallows, reads, sleeps, updates, kills, takes_all_files, idles)
 }
 
 
@@ -128,9 +137,11 @@ def after(job):
 
 def by_thread(session, job):
     with told(job):
-        time.sleep(job.payload.get("ms", 0) / 1000)
+        if "ms" in job.payload:  # under libfaketime even a sleep of no time fails
+            time.sleep(job.payload["ms"] / 1000)
         DEEDS[job.payload["does"]](session, job)
-        time.sleep(job.payload.get("ms_after", 0) / 1000)
+        if "ms_after" in job.payload:
+            time.sleep(job.payload["ms_after"] / 1000)
         after(job)
 
 

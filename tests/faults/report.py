@@ -1,0 +1,147 @@
+"""Add the records of runs to the total, and draw docs/fault-report.md from it.
+
+    python tests/faults/report.py .faults
+
+The total is docs/fault-runs.jsonl, one line a run; a run that is there already is not added again. Without a folder the
+report is only drawn anew. What did not run is not in it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parents[2] / "docs"
+RUNS, REPORT = DOCS / "fault-runs.jsonl", DOCS / "fault-report.md"
+TITLES = {
+    "F1": "`kill -9` of workers",
+    "F2": "crashes of the server",
+    "F3": "broken wires",
+    "F5": "failover",
+    "F6": "PgBouncer",
+    "F7": "timeouts of the server",
+    "F8": "strict isolation, deadlocks",
+    "F9": "handler abuse",
+    "F10": "poison",
+    "F11": "crash loops",
+    "F12": "exhaustion",
+    "F13": "pauses beyond the lease",
+    "F14": "signals",
+    "F15": "wrong clocks",
+    "F17": "migrations under load",
+    "stateful": "interleavings of the verbs",
+}
+HEAD = """# Fault report
+
+Drawn by `tests/faults/report.py` from [fault-runs.jsonl](fault-runs.jsonl), which has a line for each run: its commit (with
+`+` where the files were not quite that commit's), the hash of the library's tree in it, its seed, its faults and its counts.
+Only what ran is here. What the scenarios do stands in [the promises](promises.md); `nox -s faults` runs them all in their
+long form, and `pytest tests/faults --seed N -k NAME` runs one again with the choices of a seed.
+
+"""
+
+
+def key(run: dict[str, Any]) -> tuple[Any, ...]:
+    return run["scenario"], run["test"], run["seed"], run["at"]
+
+
+def place(scenario: str) -> tuple[int, str]:
+    return (int(scenario[1:]), "") if scenario[1:].isdigit() else (999, scenario)
+
+
+def known_runs() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in RUNS.read_text().splitlines()] if RUNS.exists() else []
+
+
+def add(runs: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    there = {key(run) for run in runs}
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return sorted([*runs, *(run for run in found if key(run) not in there)], key=lambda run: run["at"])
+
+
+def draw(runs: list[dict[str, Any]]) -> str:
+    passed = [run for run in runs if run["passed"]]
+    faults: Counter[str] = Counter()
+    for run in passed:
+        faults.update(run["faults"])
+    return "".join([HEAD, total(passed, faults), by_scenario(passed), by_fault(passed), failed(runs)])
+
+
+def total(runs: list[dict[str, Any]], faults: Counter[str]) -> str:
+    injected, jobs = faults.total(), sum(run["counts"].get("jobs", 0) for run in runs)
+    starts, lost = (sum(run["counts"].get(what, 0) for run in runs) for what in ("starts", "lost"))
+    twice = sum(run["counts"].get("duplicates", 0) for run in runs)
+    versions = ", ".join(sorted({str(run["postgresql"]) for run in runs}))
+    bound = f"{3 / injected:.2%}" if injected else "–"
+    return (
+        f"**In total:** {len(runs)} runs that passed, {injected:,} faults, {jobs:,} jobs with {starts:,} starts, on"
+        f" PostgreSQL {versions}. Lost: {lost}. Database effects taken twice: {twice}.\n\n"
+        f"No failure in {injected:,} faults does not prove that there is none: it says, at 95 %, that fewer than {bound} of"
+        " such faults (3/n) do harm, each kind taken alone correspondingly less surely.\n\n"
+    )
+
+
+def by_scenario(runs: list[dict[str, Any]]) -> str:
+    rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for run in runs:
+        rows[run["scenario"]].append(run)
+    lines = [
+        "## By scenario\n\n",
+        "| | scenario | runs | faults | jobs | starts | lost | twice | slowest to empty |\n",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|\n",
+    ]
+    for scenario in sorted(rows, key=place):
+        these = rows[scenario]
+
+        def count(what: str, of: list[dict[str, Any]] = these) -> str:
+            numbers = [run["counts"][what] for run in of if what in run["counts"]]
+            return f"{sum(numbers):,}" if numbers else "–"
+
+        slowest = [run["counts"]["seconds_to_empty"] for run in these if "seconds_to_empty" in run["counts"]]
+        injected = sum(sum(run["faults"].values()) for run in these)
+        steps = count("steps")
+        faults = f"{injected:,}" if scenario != "stateful" else f"{count('examples')} examples, {steps} steps"
+        cells = [scenario, TITLES.get(scenario, ""), str(len(these)), faults, count("jobs"), count("starts"), count("lost")]
+        cells += [count("duplicates"), f"{max(slowest)} s" if slowest else "–"]
+        lines.append(f"| {' | '.join(cells)} |\n")
+    return "".join([*lines, "\n"])
+
+
+def by_fault(runs: list[dict[str, Any]]) -> str:
+    faults: Counter[tuple[str, str]] = Counter()
+    for run in runs:
+        for kind, number in run["faults"].items():
+            faults[run["scenario"], kind] += number
+    lines = ["## By fault\n\n", "| | fault | injected | bound (3/n) |\n", "|---|---|---:|---:|\n"]
+    for (scenario, kind), number in sorted(faults.items(), key=lambda item: (place(item[0][0]), item[0][1])):
+        if number:
+            lines.append(f"| {scenario} | {kind} | {number:,} | {min(1, 3 / number):.1%} |\n")
+    return "".join([*lines, "\n"])
+
+
+def failed(runs: list[dict[str, Any]]) -> str:
+    lines = [
+        f"| {run['scenario']} | `{run['test']}` | {run['seed']} | {run['commit']} | {run.get('found', '')} |\n"
+        for run in runs
+        if not run["passed"]
+    ]
+    if not lines:
+        return "## Runs that failed\n\nNone of those that were recorded.\n"
+    return "".join(
+        ["## Runs that failed\n\n", "| | test | seed | commit | what it was |\n", "|---|---|---:|---|---|\n", *lines]
+    )
+
+
+def main() -> None:
+    runs = known_runs()
+    for folder in sys.argv[1:]:
+        runs = add(runs, Path(folder))
+    RUNS.write_text("".join(json.dumps(run) + "\n" for run in runs))
+    REPORT.write_text(draw(runs))
+
+
+if __name__ == "__main__":
+    main()
