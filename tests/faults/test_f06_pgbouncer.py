@@ -28,7 +28,7 @@ def test_through_pgbouncer_nothing_is_lost_when_it_is_killed(trial, program, dat
     try:
         given = {"pooler": "transaction", "connect_args": {"prepare_threshold": None}} if mode == "transaction" else {}
         url = bouncer.url().render_as_string(hide_password=False)
-        workers = [trial.start(url=url, slots=3, **given) for _ in range(2)]
+        workers = [trial.start(form, url=url, slots=3, **given) for form in ("threads", "async")]
         trial.unlocked |= {worker.pid for worker in workers}
         app = trial.make_engine(bouncer.url(), pool_pre_ping=True, connect_args={"prepare_threshold": None})
         with trial.filled(60, trial.enqueuer(app), until_certain=True):
@@ -37,7 +37,7 @@ def test_through_pgbouncer_nothing_is_lost_when_it_is_killed(trial, program, dat
                 if number % 3 == 2:
                     trial.fault(f"kill -9 of a worker behind PgBouncer ({mode})")
                     workers[0].kill()
-                    workers[0] = trial.start(url=url, slots=3, **given)
+                    workers[0] = trial.start(workers[0].form, url=url, slots=3, **given)
                     trial.unlocked.add(workers[0].pid)
                 else:
                     trial.fault(f"kill -9 of PgBouncer ({mode})")

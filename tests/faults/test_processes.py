@@ -298,3 +298,12 @@ def test_a_paused_worker_finds_that_it_lost_its_claim(worker_process, enqueue, j
     assert process.stdout.readline() == "claim_lost\n"
     assert rows("SELECT what FROM effect") == [("second",)]
     assert rows("SELECT status, attempts FROM proletarian_archived_job") == [("success", 1)]
+
+
+def finished(rows):
+    return rows("SELECT count(*) FROM proletarian_archived_job")[0][0]
+
+
+def wait_until(condition, process):
+    while not condition():
+        assert process.poll() is None, "the worker ended by itself"

@@ -196,7 +196,9 @@ async def run_tasks(jobs):
 
     engine = create_async_engine(GIVEN["url"], **engine_options())
     slots = GIVEN.get("slots", 8)
-    return await AsyncWorker(jobs, engine, concurrency=slots, connections=max(2, slots // 2), **options()).run()
+    return await AsyncWorker(
+        jobs, engine, concurrency=slots, connections=max(2, slots // 2), pooler=GIVEN.get("pooler"), **options()
+    ).run()
 
 
 def main():
