@@ -13,11 +13,11 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import drain
 from children import WORKERS, Drain, drained, python
 from measuring import Series, fresh_engine, interleaved
 from sqlalchemy import URL
@@ -25,9 +25,6 @@ from trips import counted
 from workers.effects import Base as Effects
 
 from sa_proletarian.embedded import EmbeddedPostgres, find_programs
-
-with suppress(ImportError):
-    import drain
 
 OURS = "SELECT EXISTS (SELECT FROM proletarian_job)"
 PGQUEUER = "SELECT EXISTS (SELECT FROM pgqueuer)"

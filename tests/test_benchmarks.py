@@ -81,3 +81,19 @@ def test_findings_become_a_page_between_its_marks_and_a_chart(report, tmp_path):
     page.write_text("no marks")
     with pytest.raises(ValueError, match="must hold the marks"):
         findings.write_page(page)
+
+
+def test_pgbench_and_the_proxy_work_by_our_tables(report, tmp_path):
+    code = """
+import drains, measuring
+with measuring.server() as postgres:
+    one = drains.Drains(postgres, print)
+    assert one.pgbench_noop(20, 10) > 0
+    assert one.pgbench_write(20) > 0
+    [way] = [way for way in drains.write_ways() if way.name == "naive ORM loop, 1 thread"]
+    assert 3 < one.trips(drains.replace(way, count=30)) < 12
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=BENCHMARKS, capture_output=True, text=True, timeout=110, check=False
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
