@@ -18,6 +18,7 @@ from .errors import (
     ClaimLost,
     ConfigurationError,
     ConnectionLost,
+    DecryptionFailed,
     Interrupted,
     JobCrashed,
     JobTimeout,
@@ -33,22 +34,26 @@ from .models import ArchivedJob, ArchivedJobMixin, Job, JobMixin, metadata
 from .outcomes import Outcome, Status
 from .proletarian import Proletarian
 from .retry import Retry, RetryStrategy, exponential
-from .serializers import JSONSerializer, Serializer
+from .serializers import Binding, JSONSerializer, Serializer
 from .worker import Worker
 from .workers import Workers
 
 if TYPE_CHECKING:
     from .async_worker import AsyncWorker
+    from .encryption import EncryptedSerializer
 
 __all__ = [
     "ArchivedJob",
     "ArchivedJobMixin",
     "AsyncWorker",
+    "Binding",
     "Cancel",
     "Cancellation",
     "ClaimLost",
     "ConfigurationError",
     "ConnectionLost",
+    "DecryptionFailed",
+    "EncryptedSerializer",
     "Interrupted",
     "JSONSerializer",
     "Job",
@@ -78,8 +83,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name != "AsyncWorker":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .async_worker import AsyncWorker  # noqa: PLC0415 (it needs greenlet, which SQLAlchemy 2.1 does not bring)
+    if name == "AsyncWorker":
+        from .async_worker import AsyncWorker  # noqa: PLC0415 (it needs greenlet, which SQLAlchemy 2.1 does not bring)
 
-    return AsyncWorker
+        return AsyncWorker
+    if name == "EncryptedSerializer":
+        from .encryption import EncryptedSerializer  # noqa: PLC0415 (it needs cryptography, an extra)
+
+        return EncryptedSerializer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

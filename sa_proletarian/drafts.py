@@ -20,7 +20,7 @@ from sqlalchemy.orm import Mapper
 from . import serializers
 from .job_ids import uuid7, uuid7s
 from .models import Job, JobMixin, checked_name, due_at, given_id
-from .serializers import JSONSerializer
+from .serializers import Binding, JSONSerializer
 
 Item: TypeAlias = tuple[str | Callable[..., Any], Any] | Mapping[str, Any]
 """``(job_type, payload)``, or a mapping of the arguments of ``enqueue``."""
@@ -96,8 +96,9 @@ class Drafts:
         if self._constructs:
             self._add(self._constructed(job_type, payload, options), None)
             return 0
-        payload, text = self._encoded(payload)
-        self._add(self._values(job_type, payload, options), text)
+        values = self._values(job_type, options)
+        values["payload"], text = self._encoded(payload, Binding(values.get("job_id"), values["queue"], values["job_type"]))
+        self._add(values, text)
         return len(text)
 
     def end(self) -> list[Group]:
@@ -147,8 +148,8 @@ class Drafts:
             **self._columns,
         }
 
-    def _values(self, job_type: Any, payload: Any, options: dict[str, Any]) -> dict[str, Any]:
-        values = {"job_type": self._type(job_type), "payload": payload, **self._shared()}
+    def _values(self, job_type: Any, options: dict[str, Any]) -> dict[str, Any]:
+        values = {"job_type": self._type(job_type), **self._shared()}
         job_id = self._apply(values, options) if options else None
         return {**given_id(self._model, job_id), **values}
 
@@ -177,10 +178,10 @@ class Drafts:
             raise TypeError(f"a job type must be a text or a registered handler, got a {type(target).__name__}")
         return checked_name("job_type", self._type_of(target))
 
-    def _encoded(self, payload: Any) -> tuple[Any, str]:
+    def _encoded(self, payload: Any, binding: Binding) -> tuple[Any, str]:
         serializer = self._model.serializer
         try:
-            value, text = serializers.encoded(serializer, payload)
+            value, text = serializers.encoded(serializer, payload, binding)
         except (TypeError, ValueError) as error:
             if type(serializer) is JSONSerializer:
                 raise

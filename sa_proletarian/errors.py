@@ -4,6 +4,7 @@ The tree::
 
     ProletarianError
     ├── ConfigurationError      the worker or the models cannot work as they are set up
+    ├── DecryptionFailed        a payload was changed or moved, or there is no key for it
     └── JobError                raised in or about a running job
         ├── ClaimLost           the claim belongs to somebody else now; nothing this run does will be kept
         ├── SessionClosed       a session was used after its job was over
@@ -56,6 +57,10 @@ class ProletarianError(Exception):
 
 class ConfigurationError(ProletarianError):
     """The worker or the models cannot work as they are set up; the message says what to change."""
+
+
+class DecryptionFailed(ProletarianError):
+    """An encrypted payload cannot be read: it was changed, or belongs to another job, or its key is not among ours."""
 
 
 class JobError(ProletarianError):

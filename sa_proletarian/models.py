@@ -27,7 +27,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, MappedAsDataclass, MappedCol
 from . import clock, serializers
 from .arguments import finite
 from .job_ids import JobIdStrategy, uuid7
-from .serializers import JSONSerializer, Serializer
+from .serializers import Binding, JSONSerializer, Serializer
 from .tables import COMMENT, DOCUMENT, EARLIEST, LATEST, TIMESTAMP, add_checks, add_index, worker_table
 from .tables import NAME_LIMIT as NAME_LIMIT
 from .tables import SCHEMA_VERSION as SCHEMA_VERSION
@@ -140,13 +140,14 @@ class JobMixin(_QueueTable):
         own: dict[str, Any] = {
             "queue": checked_name("queue", queue),
             "job_type": checked_name("job_type", job_type),
-            "payload": serializers.encoded(self.serializer, payload)[0],
+            **given_id(type(self), job_id),
             "attempts": 0,
             "enqueued_at": now,
             "process_at": due_at(now, process_at, process_in),
             "crashes": 0,
         }
-        own |= given_id(type(self), job_id)
+        binding = Binding(own.get("job_id"), own["queue"], own["job_type"])
+        own["payload"] = serializers.encoded(self.serializer, payload, binding)[0]
         if super(_QueueTable, type(self)).__init__ is object.__init__:  # of @registry.mapped, without a base
             inspect(type(self)).registry.constructor(self, **own, **columns)
         else:

@@ -20,11 +20,13 @@ from .connections import own_engine, plain
 from .drafts import Item
 from .execution import Around, build_execution
 from .inline import process_next
+from .job_ids import database_generated
 from .lifecycle import Lifecycle
 from .models import DEFAULT_QUEUE, ArchivedJob, ArchivedJobMixin, Job, JobMixin, checked_name
 from .outcomes import Outcome
 from .registry import OnFailed, Registry, is_async
 from .retry import RetryStrategy
+from .serializers import Binding, decoded, is_bound
 from .sessions import checked_maker
 
 _INLINE_LEASE = timedelta(seconds=30)
@@ -75,6 +77,10 @@ class Proletarian(Registry, Generic[J, A]):
         if not callable(clock):
             raise TypeError(f"clock must be a function that gives an aware datetime, got {clock!r}")
         self.job_model: type[J] = _checked_model(job_model, JobMixin)
+        if is_bound(job_model.serializer) and job_model.job_id_strategy is database_generated:
+            raise TypeError(
+                f"{job_model.__name__}: its serializer is bound to the job's id, which the database makes too late"
+            )
         self.archived_model: type[A] = _checked_model(archived_model, ArchivedJobMixin)
         self.clock: clocks.Clock = clock
 
@@ -166,7 +172,7 @@ class Proletarian(Registry, Generic[J, A]):
         """
         if not isinstance(archived, self.archived_model):
             raise TypeError(f"requeue takes a {self.archived_model.__name__}, got a {type(archived).__name__}")
-        payload = self.job_model.serializer.decode(archived.payload)
+        payload = decoded(self.job_model.serializer, archived.payload, Binding.of(archived))
         values: dict[str, Any] = {"queue": archived.queue, **self._shared_columns(archived), **options}
         return self.enqueue(target, archived.job_type, payload, **values)
 

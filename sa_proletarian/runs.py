@@ -19,6 +19,7 @@ from .errors import Interrupted
 from .lifecycle import Claim, Lifecycle
 from .models import detached
 from .outcomes import Outcome, Ruling
+from .serializers import Binding
 from .sessions import Hold
 
 
@@ -254,4 +255,5 @@ def prepare(run: Run, lifecycle: Lifecycle) -> None:
         raise claim.unreadable
     stored = claim.values["payload"]
     value = serializers.loads(stored) if lifecycle.payload_is_json else stored
-    run.job.__dict__["payload"] = lifecycle.job_model.serializer.decode(value)
+    binding = Binding(claim.job_id, claim.values["queue"], claim.job_type)
+    run.job.__dict__["payload"] = serializers.decoded(lifecycle.job_model.serializer, value, binding)

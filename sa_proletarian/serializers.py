@@ -45,6 +45,32 @@ class Serializer(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Binding:
+    """The job that a payload belongs to; ``job_id`` is ``None`` where only the database will make it."""
+
+    job_id: Any
+    queue: str
+    job_type: str
+
+    @classmethod
+    def of(cls, row: Any) -> Binding:
+        """Give that of a job, or of an archived one."""
+        return cls(row.job_id, row.queue, row.job_type)
+
+
+class BoundSerializer(Serializer, Protocol):
+    """A serializer that wants to know for which job it works: one with these two methods is asked by them alone."""
+
+    def encode_for(self, payload: Any, binding: Binding) -> JSON:
+        """Give the JSON value to store in that job."""
+        ...
+
+    def decode_for(self, value: JSON, binding: Binding) -> Any:
+        """Give back what that job's handler shall see."""
+        ...
+
+
 class JSONSerializer:
     """The default: JSON, with a text form for the usual Python values.
 
@@ -72,13 +98,25 @@ def checked(value: JSON, *, max_bytes: int = MAX_BYTES) -> JSON:
     return copy
 
 
-def encoded(serializer: Serializer, payload: Any) -> tuple[JSON, str]:
+def encoded(serializer: Serializer, payload: Any, binding: Binding | None = None) -> tuple[JSON, str]:
     """Give the JSON value that ``serializer`` makes of ``payload``, checked as by :func:`checked`, and its text."""
     if type(serializer) is JSONSerializer:
         value = serializer.encode(payload)  # has walked it already
+    elif binding is not None and is_bound(serializer):
+        value = _Walk(MAX_BYTES).plain(serializer.encode_for(payload, binding))
     else:
         value = _Walk(MAX_BYTES).plain(serializer.encode(payload))
     return value, _measured(value, MAX_BYTES)
+
+
+def decoded(serializer: Serializer, value: JSON, binding: Binding) -> Any:
+    """Give what ``serializer`` makes of the JSON ``value`` that is stored in the job of ``binding``."""
+    return serializer.decode_for(value, binding) if is_bound(serializer) else serializer.decode(value)
+
+
+def is_bound(serializer: Serializer) -> TypeGuard[BoundSerializer]:
+    """Say whether it wants to know the job."""
+    return hasattr(serializer, "encode_for")
 
 
 def text_of(payload: Any) -> str:

