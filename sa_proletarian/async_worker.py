@@ -25,7 +25,7 @@ from .async_shift import AsyncShift
 from .connections import Pooler, own_engine
 from .execution import Execution
 from .feeder import OnPollingError
-from .lifecycle import Claim, Lifecycle
+from .lifecycle import Claim
 from .models import DEFAULT_QUEUE, checked_name
 from .proletarian import Proletarian
 from .registry import OnFailed
@@ -35,6 +35,7 @@ from .runs import Settled, Stopping
 from .sessions import Hold, checked_maker
 from .signals import ECHO
 from .transactions import Transactions
+from .verbs import lifecycle_for
 from .worker import default_worker_id
 
 AsyncAround = Callable[[Any], AbstractAsyncContextManager[Any] | AbstractContextManager[Any]]
@@ -195,7 +196,10 @@ class AsyncWorker:
                 signal.signal(number, handler)
 
     def _make_shift(self) -> AsyncShift:
-        jobs, lifecycle = self._jobs, Lifecycle(self._jobs.job_model, self._jobs.archived_model)
+        jobs, lifecycle = (
+            self._jobs,
+            lifecycle_for(self._engine.dialect.name, self._jobs.job_model, self._jobs.archived_model),
+        )
         # a connection of an async driver belongs to the loop that opened it: that of the handlers, that of the feeder
         own = partial(own_engine, self._engine, pooler=self._pooler)
         here = own(size=self._connections, timeout=None, on_this_loop=True)

@@ -7,11 +7,11 @@ for requests: that is ``requests``'s.
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
 from sqlalchemy import Connection, Interval, Text, bindparam, delete, func, insert, inspect, literal, or_, select, tuple_
@@ -54,6 +54,11 @@ class Request:
     worker_id: str
     reason: str
 
+    @classmethod
+    def of(cls, row: Any) -> Self:
+        """Give the request in a row of the table."""
+        return cls(row.subject, row.worker_id, _reason(row.detail))
+
     @property
     def job(self) -> str:
         return self.subject.rsplit(" ", 1)[0]
@@ -86,10 +91,9 @@ class Cancelling:
         # a word of its own: the same key as another's, not yet committed, would have to be waited for
         word = f" {uuid4().hex}"
         subject = f"{job_id}"[: NAME_LIMIT - len(word)] + word
-        parameters = {"id": job_id, "subject": subject, "detail": {"reason": reason}}
         try:
             with connection.begin_nested():
-                asked = connection.execute(self._request, parameters).all()
+                asked = self._insert_request(connection, job_id, subject, {"reason": reason})
         except Exception as error:
             if trouble(error) is Trouble.MISSING_TABLE:
                 raise ConfigurationError(_NO_TABLE) from error
@@ -99,13 +103,19 @@ class Cancelling:
     def pending(self, connection: Connection, *, worker_id: str, patience: timedelta) -> list[Request]:
         """Give the requests to a worker, to anybody, and those to others that were not heeded for so long."""
         rows = connection.execute(self._pending, {"me": own_name(worker_id), "patience": patience}).all()
-        return [Request(row.subject, row.worker_id, _reason(row.detail)) for row in rows]
+        return [Request.of(row) for row in rows]
 
     def make_again(self, connection: Connection, request: Request) -> None:
         """Do what is to be done by now about a request whose job is not where it was looked for."""
-        name = {"about": request.subject, "to": request.worker_id}
-        if connection.execute(self._take, name).all() and (job_id := self._id(request.job)) is not None:
+        if self._take_request(connection, request) and (job_id := self._id(request.job)) is not None:
             self.cancel(connection, job_id, request.reason)
+
+    def _insert_request(self, connection: Connection, job_id: Any, subject: str, detail: dict[str, Any]) -> bool:
+        parameters = {"id": job_id, "subject": subject, "detail": detail}
+        return bool(connection.execute(self._request, parameters).all())
+
+    def _take_request(self, connection: Connection, request: Request) -> bool:
+        return bool(connection.execute(self._take, {"about": request.subject, "to": request.worker_id}).all())
 
     def _id(self, text: str) -> Any:
         try:
@@ -143,11 +153,19 @@ class Cancelling:
         return delete(self._table).where(tuple_(row.kind, row.subject, row.worker_id).in_(free)).returning(row.subject)
 
 
-def cancel(target: Any, job_model: Any, archived_model: Any, job_id: Any, reason: str) -> Cancellation:
+def cancel(
+    target: Any,
+    job_model: Any,
+    archived_model: Any,
+    job_id: Any,
+    reason: str,
+    verbs: Callable[[str, Any, Any], Cancelling],
+) -> Cancellation:
     """Cancel a job in the caller's own transaction.
 
     :param target: a ``Session``, ``scoped_session`` or Flask-SQLAlchemy's ``db.session``, which is flushed; or a
         ``Connection``.
+    :param verbs: gives them for a dialect and a pair of models.
     """
     mapper = inspect(job_model)
     expected: type = mapper.columns["job_id"].type.python_type
@@ -156,12 +174,7 @@ def cancel(target: Any, job_model: Any, archived_model: Any, job_id: Any, reason
     if not isinstance(reason, str):
         raise TypeError(f"reason must be a text, got {reason!r}")
     connection = target if isinstance(target, Connection) else _connection(target, mapper)
-    return _cancelling(job_model, archived_model).cancel(connection, job_id, reason)
-
-
-@functools.lru_cache(maxsize=32)
-def _cancelling(job_model: Any, archived_model: Any) -> Cancelling:
-    return Cancelling(Lifecycle(job_model, archived_model))
+    return verbs(connection.dialect.name, job_model, archived_model).cancel(connection, job_id, reason)
 
 
 def _connection(target: Any, mapper: Any) -> Connection:

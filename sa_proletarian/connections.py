@@ -14,7 +14,8 @@ from sqlalchemy import Engine, event
 from sqlalchemy.engine import Dialect, ExceptionContext
 from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
-from .dialects import SUPPORTED
+from . import mysql_errors
+from .dialects import MYSQL, SUPPORTED
 from .errors import ConfigurationError, without_details
 from .keepalives import let_server_watch, watch_server
 
@@ -27,6 +28,11 @@ Pooler: TypeAlias = Literal["transaction"]
 _AUTOCOMMIT = (
     "the engine is in AUTOCOMMIT, in which a claim holds no lock and a job could be run twice; "
     "give the worker an engine without isolation_level='AUTOCOMMIT'"
+)
+
+_POOLED_MYSQL = (
+    "no pooler may stand between a worker and MariaDB or MySQL that gives another server's connection to each transaction: "
+    "what ends the connection of a handler that hangs is a lock of that connection"
 )
 
 _ASYNCPG_CACHES = (
@@ -74,12 +80,17 @@ def own_engine(
     event.listen(pool, "connect", watch_server)
     if pooler is not None:
         event.listen(pool, "connect", _name_no_statements, insert=True)
+    elif dialect.name in MYSQL:
+        event.listen(pool, "connect", _read_committed)
     elif server_watches:
         event.listen(pool, "connect", let_server_watch)
     own = Engine(pool, dialect, app.url, hide_parameters=True)
     _share_events(own, app)
     event.listen(own, "handle_error", _leave_out_details)
     options = {**app.get_execution_options(), "isolation_level": "READ COMMITTED"}
+    if dialect.name in MYSQL:
+        event.listen(own, "handle_error", mysql_errors.note)
+        del options["isolation_level"]  # each checkout would cost two round trips
     own.update_execution_options(**options)
     return own
 
@@ -99,8 +110,12 @@ def _check(engine: Engine, pooler: str | None) -> None:
         raise TypeError(f"a worker takes an Engine or an AsyncEngine, got a {type(engine).__name__}")
     if pooler not in (None, "transaction"):
         raise ValueError(f'pooler is "transaction" or None, got {pooler!r}')
-    if engine.dialect.name not in SUPPORTED:
-        raise ConfigurationError(f"a worker needs PostgreSQL; the engine's dialect is {engine.dialect.name!r}")
+    if engine.dialect.name not in (*SUPPORTED, *MYSQL):
+        raise ConfigurationError(
+            f"a worker needs PostgreSQL, MariaDB or MySQL; the engine's dialect is {engine.dialect.name!r}"
+        )
+    if pooler is not None and engine.dialect.name in MYSQL:
+        raise ConfigurationError(_POOLED_MYSQL)
     levels = (engine.get_execution_options().get("isolation_level"), engine.dialect._on_connect_isolation_level)
     if any(str(level).upper() == "AUTOCOMMIT" for level in levels):
         raise ConfigurationError(_AUTOCOMMIT)
@@ -155,6 +170,19 @@ def _name_no_statements(dbapi_connection: Any, record: Any) -> None:
 
 
 def _refuse_autocommit(dbapi_connection: Any, record: Any) -> None:
-    if getattr(dbapi_connection, "autocommit", False):
+    if _is_autocommit(dbapi_connection, record.driver_connection):
         dbapi_connection.close()  # SQLAlchemy 2.0 leaves open what a listener refuses
         raise ConfigurationError(_AUTOCOMMIT)
+
+
+def _is_autocommit(dbapi_connection: Any, driver_connection: Any) -> bool:
+    if hasattr(driver_connection, "get_autocommit"):  # the drivers of MariaDB and MySQL
+        return bool(driver_connection.get_autocommit())
+    return bool(getattr(dbapi_connection, "autocommit", False))
+
+
+def _read_committed(dbapi_connection: Any, record: Any) -> None:
+    """Set what these servers keep for a session: an enqueue then waits for no claim."""
+    cursor = dbapi_connection.cursor()
+    cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+    cursor.close()

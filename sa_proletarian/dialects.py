@@ -7,6 +7,7 @@ class: PostgreSQL's idle-in-transaction timeout, for one, arrives as an ``Intern
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import Enum, auto
 from typing import Any
 
@@ -15,20 +16,26 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
 from sqlalchemy.types import TypeEngine
 
+from . import mysql_errors
+from .mysql_types import utc_datetime
+
 SUPPORTED = ("postgresql",)
+MYSQL = ("mysql", "mariadb")
+
+TIMESTAMP: TypeEngine[datetime] = DateTime(timezone=True).with_variant(utc_datetime(), *MYSQL)
 
 
 class statement_now(FunctionElement[Any]):
     """The database's clock at the start of the statement: stable, so that an index can serve a comparison with it."""
 
-    type: TypeEngine[Any] = DateTime(timezone=True)
+    type: TypeEngine[Any] = TIMESTAMP
     inherit_cache: bool | None = True
 
 
 class clock_now(FunctionElement[Any]):
     """The database's clock at this very moment, also late in a long transaction, where ``now()`` stands still."""
 
-    type: TypeEngine[Any] = DateTime(timezone=True)
+    type: TypeEngine[Any] = TIMESTAMP
     inherit_cache: bool | None = True
 
 
@@ -40,6 +47,12 @@ def _statement_timestamp(element: Any, compiler: Any, **kw: Any) -> str:
 @compiles(clock_now, "postgresql")
 def _clock_timestamp(element: Any, compiler: Any, **kw: Any) -> str:
     return "clock_timestamp()"
+
+
+@compiles(statement_now, *MYSQL)
+@compiles(clock_now, *MYSQL)
+def _utc_timestamp(element: Any, compiler: Any, **kw: Any) -> str:
+    return "UTC_TIMESTAMP(6)"  # on these servers it stands still during a statement only
 
 
 class Trouble(Enum):
@@ -79,6 +92,7 @@ _BY_STATE = {
     "42703": Trouble.MISSING_TABLE,
     "3F000": Trouble.MISSING_TABLE,
 }
+_NO_SAVEPOINT = "3B001"
 _BY_CLASS = {"08": Trouble.DISCONNECTED, "23": Trouble.CONSTRAINT, "53": Trouble.TRANSIENT, "58": Trouble.TRANSIENT}
 
 
@@ -94,6 +108,8 @@ def trouble(error: BaseException) -> Trouble:
     if state is None:
         # psycopg gives no SQLSTATE when a connection cannot be made at all
         return Trouble.TRANSIENT if isinstance(error, exc.OperationalError) else Trouble.OTHER
+    if state == _NO_SAVEPOINT and (before := mysql_errors.undone_by(error)) is not None:
+        return trouble(before)
     return _BY_STATE.get(state) or _BY_CLASS.get(state[:2]) or Trouble.OTHER
 
 
@@ -112,5 +128,5 @@ def tells_of_disconnection(error: BaseException) -> bool:
 def sqlstate(error: BaseException) -> str | None:
     """Give the SQLSTATE of a database error, of whichever driver; ``None`` where there is none."""
     original = getattr(error, "orig", None) or error
-    state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
+    state = mysql_errors.state_of(original) or getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
     return state if isinstance(state, str) else None

@@ -267,7 +267,7 @@ class Execution:
     def _settle(self, run: Run, ruling: Ruling) -> dict[Any, str]:
         held, lifecycle, connection = run.hold.held, self.transactions.lifecycle, run.hold.for_settling()
         assert held is not None
-        lifecycle.set_local(connection, **SETTLE_LIMITS, search_path=held.search_path, role=held.role)
+        lifecycle.prepare_settling(connection, held, **SETTLE_LIMITS)
         return lifecycle.settle(connection, [(run.claim, ruling)])
 
     def _not_moved(self, run: Run) -> Ruling:

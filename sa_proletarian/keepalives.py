@@ -80,6 +80,8 @@ def _tcp_socket(driver_connection: Any) -> Generator[socket.socket | None, None,
 def _fileno(driver_connection: Any) -> int:
     if hasattr(driver_connection, "fileno"):
         return int(driver_connection.fileno())
+    if hasattr(driver_connection, "_sock"):  # PyMySQL's
+        return int(driver_connection._sock.fileno())
     return int(driver_connection._transport.get_extra_info("socket").fileno())  # asyncpg's
 
 

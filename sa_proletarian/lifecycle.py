@@ -139,6 +139,12 @@ class Lifecycle:
         row = connection.execute(self._statements.hold, parameters).one_or_none()
         return Held(row.pid, row.transaction_id, row.search_path, row.role) if row is not None else None
 
+    def watch(self, connection: Connection) -> None:
+        """Have the transaction that holds a job watched, once its savepoint is made: a transaction id needs no more."""
+
+    def let_go(self, connection: Connection, held: Held) -> None:
+        """Say that the transaction ``held`` is over: PostgreSQL sees that by itself."""
+
     def still_holds(self, connection: Connection, held: Held) -> bool:
         """Whether the transaction that holds the job is still the one on ``connection``."""
         now: str | None = connection.scalar(text("SELECT CAST(pg_current_xact_id() AS text)"))
@@ -180,6 +186,10 @@ class Lifecycle:
     def finish(self, connection: Connection, claims: Sequence[Claim]) -> Collection[Any]:
         """Archive jobs as ``success``, each in its claim's fence; give the ids of those whose row was not ours to move."""
         return connection.scalars(self._statements.finish, _fences(claims)).all()
+
+    def prepare_settling(self, connection: Connection, held: Held, **limits: str) -> None:
+        """Set ``limits`` in the transaction that holds a job, and undo what its handler may have set."""
+        self.set_local(connection, **limits, search_path=held.search_path, role=held.role)
 
     def cancel_waiting(self, connection: Connection, job_id: Any, ruling: Ruling) -> bool:
         """Archive a job that waits; give whether it did, and nobody held its row."""

@@ -28,7 +28,7 @@ from . import clock, serializers
 from .arguments import finite
 from .job_ids import JobIdStrategy, uuid7
 from .serializers import Binding, JSONSerializer, Serializer
-from .tables import COMMENT, DOCUMENT, EARLIEST, LATEST, TIMESTAMP, add_checks, add_index, worker_table
+from .tables import COMMENT, DOCUMENT, EARLIEST, LATEST, OPTIONS, TIMESTAMP, add_checks, add_index, worker_table
 from .tables import NAME_LIMIT as NAME_LIMIT
 from .tables import SCHEMA_VERSION as SCHEMA_VERSION
 
@@ -80,7 +80,7 @@ class _QueueTable:
         if is_dataclass(cls):  # made one by a decorator, or by a base that comes before the mixin
             raise _two_constructors(cls)
         make: Callable[..., Table | None] = getattr(super(), "__table_cls__", Table)
-        options.setdefault("comment", COMMENT)
+        options = {"comment": COMMENT, **OPTIONS, **options}
         table = make(*args[:2], *sorted(args[2:], key=_place), **options)
         if table is not None and "queue" in table.c:  # else it is a subclass's, joined to the table that has it
             cls._complete(table)

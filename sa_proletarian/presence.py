@@ -18,6 +18,7 @@ from . import clock, events
 from .dialects import Trouble, sqlstate, trouble
 from .roster import Roster
 from .transactions import WAITING, Transactions
+from .verbs import roster_for
 
 LEAST_INTERVAL = 1.0
 LOCK_PAUSE = 5.0
@@ -33,7 +34,7 @@ class Presence:
     """
 
     def __init__(self, transactions: Transactions, emit: events.Emitter, *, threads: int) -> None:
-        self._roster = Roster.beside(transactions.lifecycle.job_model)
+        self._roster = roster_for(transactions.lifecycle)
         self._set_local = transactions.lifecycle.set_local
         self._emit = emit
         self._who = {"queue": transactions.queue, "worker_id": transactions.worker_id}

@@ -17,6 +17,7 @@ from .errors import printable
 from .presence import Presence
 from .runs import Run
 from .transactions import Transactions
+from .verbs import bulletin_for
 
 INTERVAL = 1.0
 LONGEST_NOTE = 500
@@ -26,7 +27,7 @@ class Progress:
     """Writes, once a second at most, what handlers have said last; on a connection that the caller brings."""
 
     def __init__(self, transactions: Transactions, presence: Presence) -> None:
-        self._bulletin = Bulletin.beside(transactions.lifecycle.job_model, worker_id=transactions.worker_id)
+        self._bulletin = bulletin_for(transactions.lifecycle, worker_id=transactions.worker_id)
         self._presence = presence
         self._lease = transactions.lease.total_seconds()
         self._shown: dict[Run, dict[str, Any]] = {}

@@ -21,13 +21,13 @@ from .drafts import Item
 from .execution import Around, build_execution
 from .inline import process_next
 from .job_ids import database_generated
-from .lifecycle import Lifecycle
 from .models import DEFAULT_QUEUE, ArchivedJob, ArchivedJobMixin, Job, JobMixin, checked_name
 from .outcomes import Outcome
 from .registry import OnFailed, Registry, is_async
 from .retry import RetryStrategy
 from .serializers import Binding, decoded, is_bound
 from .sessions import checked_maker
+from .verbs import cancelling, lifecycle_for
 
 _INLINE_LEASE = timedelta(seconds=30)
 _INLINE_CEILING = 5
@@ -190,7 +190,7 @@ class Proletarian(Registry, Generic[J, A]):
 
         ``ConfigurationError`` for a job that is being run where the database is on version 1 of the schema.
         """
-        return cancellation.cancel(target, self.job_model, self.archived_model, job_id, reason)
+        return cancellation.cancel(target, self.job_model, self.archived_model, job_id, reason, cancelling)
 
     def prune(
         self,
@@ -292,7 +292,7 @@ class Proletarian(Registry, Generic[J, A]):
         configure_mappers()
         return {
             "registry": self,
-            "lifecycle": Lifecycle(self.job_model, self.archived_model),
+            "lifecycle": lifecycle_for(plain(engine).dialect.name, self.job_model, self.archived_model),
             "engine": own,
             "app_engine": plain(engine),
             "emit": events.Emitter(listener, worker_id=worker_id, queue=queue),

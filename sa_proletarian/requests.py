@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from sqlalchemy import Connection
 
 from . import clock
-from .cancellation import Cancelling, Request
+from .cancellation import Request
 from .presence import Presence
 from .runs import Asked, Run
 from .transactions import Transactions
+from .verbs import cancelling_for
 
 INTERVAL = 1.0
 
@@ -25,7 +26,7 @@ class Requests:
     def __init__(self, transactions: Transactions, presence: Presence) -> None:
         self._transactions = transactions
         self._presence = presence
-        self._cancelling = Cancelling(transactions.lifecycle)
+        self._cancelling = cancelling_for(transactions.lifecycle)
         self._last_look = clock.monotonic()
         self._pause = 0.0
         self._open = False

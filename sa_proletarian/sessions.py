@@ -114,6 +114,7 @@ class Hold:
         """Undo everything that the handler has done, and keep the lock on the job."""
         assert self._savepoint is not None
         self._savepoint.rollback()
+        self._lifecycle.watch(self.for_settling())
 
     def close(self) -> None:
         """Roll back what is not committed and give the connection back; later use raises."""
@@ -139,6 +140,7 @@ class Hold:
         try:
             self.held = self._lifecycle.hold(connection, self._claim, lock_timeout=FIRST_USE_LOCK_TIMEOUT)
             self._savepoint = connection.begin_nested()
+            self._lifecycle.watch(connection)
         except BaseException as error:
             self.unavailable = error
             throw_away(connection)
@@ -153,6 +155,8 @@ class Hold:
     def _release(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
+            if self.held is not None and not self.spoilt:
+                self._lifecycle.let_go(connection, self.held)
             throw_away(connection) if self.spoilt else _discard(connection)
 
     def _claim_lost(self) -> ClaimLost:

@@ -44,7 +44,7 @@ MOST_ATTEMPTS = 2_147_483_646
 CRASHES, EXPIRED = 7, 9
 """Places of these columns among those of a candidate: they are read for every row, and by name that takes thrice as long."""
 _PROLETARIANS = ("job_id", "queue", "job_type", "payload", "attempts", "enqueued_at", "process_at")
-_LIBRARY = frozenset((*_PROLETARIANS, "claim_id", "claimed_by", "claimed_until", "crashes", "last_error"))
+LIBRARY = frozenset((*_PROLETARIANS, "claim_id", "claimed_by", "claimed_until", "crashes", "last_error"))
 
 
 class Statements:
@@ -60,7 +60,7 @@ class Statements:
         self._archived = _table(archived_model)
         self._archived_columns = inspect(archived_model).columns
         columns = inspect(job_model).columns
-        self.extras: dict[str, Any] = {key: columns[key] for key in columns.keys() if key not in _LIBRARY}
+        self.extras: dict[str, Any] = {key: columns[key] for key in columns.keys() if key not in LIBRARY}
         self.payload_is_json: bool = isinstance(self.job.c.payload.type, JSON)
         if not self.payload_is_json:
             self.extras["payload"] = columns["payload"]
@@ -187,7 +187,7 @@ class Statements:
     def _archiving(self, conditions: tuple[Any, ...], *, status: Any, error: Any) -> Any:
         moved = {"status": status, "error": error, "finished_at": clock_now()}
         for key in self._archived_columns.keys():
-            if key not in moved and (key in self.extras or key in _LIBRARY):
+            if key not in moved and (key in self.extras or key in LIBRARY):
                 moved[key] = self._job_column(key)
         values = (value.label(key) for key, value in moved.items())
         gone = delete(self.job).where(*conditions).returning(*values).cte("gone")

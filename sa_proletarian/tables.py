@@ -16,15 +16,16 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
-    DateTime,
     Index,
     String,
     Table,
 )
-from sqlalchemy.dialects.mysql import DATETIME
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.sql.elements import conv
 from sqlalchemy.types import TypeEngine
+
+from .dialects import MYSQL
+from .dialects import TIMESTAMP as TIMESTAMP
 
 SCHEMA_VERSION = 2
 COMMENT = f"sa_proletarian schema v{SCHEMA_VERSION}"
@@ -34,7 +35,9 @@ NAME_LIMIT = 200
 EARLIEST = datetime(1, 1, 3, tzinfo=UTC)
 LATEST = datetime(9999, 12, 30, tzinfo=UTC)
 
-TIMESTAMP: TypeEngine[datetime] = DateTime(timezone=True).with_variant(DATETIME(fsp=6), "mysql", "mariadb")
+# names are told apart by their case, whatever the collation of a MariaDB or MySQL database
+OPTIONS: dict[str, Any] = {f"{dialect}_collate": "utf8mb4_bin" for dialect in MYSQL}
+
 DOCUMENT: TypeEngine[Any] = JSON().with_variant(JSONB(), "postgresql")
 
 
@@ -59,6 +62,7 @@ def worker_table(job_table: Table, *, keep_existing: bool = False) -> Table:
         schema=job_table.schema or BLANK_SCHEMA,
         comment=COMMENT,
         keep_existing=keep_existing,
+        **({} if keep_existing else OPTIONS),
     )
     add_checks(table, instants=("started_at", "last_seen_at"))
     return table

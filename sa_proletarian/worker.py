@@ -22,7 +22,6 @@ from . import arguments, events, signals
 from .connections import Pooler, own_engine, plain
 from .execution import Around, build_execution
 from .feeder import OnPollingError
-from .lifecycle import Lifecycle
 from .models import DEFAULT_QUEUE, checked_name
 from .proletarian import Proletarian
 from .registry import OnFailed, is_async
@@ -31,6 +30,7 @@ from .retry import RetryStrategy, checked_strategy
 from .runs import Stopping
 from .sessions import checked_maker
 from .shift import Shift
+from .verbs import lifecycle_for
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -190,7 +190,7 @@ class Worker:
     def _make_shift(self) -> Shift:
         execution = build_execution(
             self._jobs,
-            Lifecycle(self._jobs.job_model, self._jobs.archived_model),
+            lifecycle_for(self._engine.dialect.name, self._jobs.job_model, self._jobs.archived_model),
             engine=own_engine(self._engine, size=self._threads + 2, pooler=self._pooler),
             app_engine=self._engine,
             emit=self._emit,

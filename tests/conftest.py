@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import subprocess
 import threading
@@ -17,6 +18,7 @@ import pytest
 import sqlalchemy
 from sqlalchemy import URL, Engine, create_engine, text
 
+from machinery.mariadb import MISSING, MariaDB, find_program
 from sa_proletarian import Proletarian, Worker, metadata
 from sa_proletarian.embedded import EmbeddedPostgres, EmbeddedPostgresError, find_programs
 from sa_proletarian.events import Event
@@ -94,6 +96,32 @@ def engine(database_url: URL) -> Iterator[Engine]:
     engine = create_engine(database_url)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDB]:
+    """Return a MariaDB server; without one the test is skipped, or fails where ``SA_PROLETARIAN_REQUIRE_ALL`` is set."""
+    program = find_program()
+    if program is None:
+        (pytest.fail if os.environ.get("SA_PROLETARIAN_REQUIRE_ALL") else pytest.skip)(MISSING)
+    server = MariaDB(program)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def mariadb_engine(mariadb: MariaDB) -> Iterator[Engine]:
+    """Return an engine (PyMySQL) on an empty database of MariaDB that only this test uses."""
+    name = f"test_{uuid4().hex}"
+    administration = create_engine(mariadb.url())
+    with administration.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    engine = create_engine(mariadb.url(name))
+    yield engine
+    engine.dispose()
+    with administration.connect() as connection:
+        connection.execute(text(f"DROP DATABASE {name}"))
+    administration.dispose()
 
 
 class Recorder:

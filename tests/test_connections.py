@@ -201,7 +201,7 @@ def test_refuses_autocommit_that_a_listener_sets_when_it_connects(make, own, dri
 
 
 def test_refuses_another_database():
-    with pytest.raises(ConfigurationError, match="needs PostgreSQL; the engine's dialect is 'sqlite'"):
+    with pytest.raises(ConfigurationError, match="needs PostgreSQL, MariaDB or MySQL; the engine's dialect is 'sqlite'"):
         own_engine(create_engine("sqlite://"), size=1)
 
 

@@ -49,7 +49,7 @@ def create(
 ) -> None:
     """Make one table."""
     key = primary_key(op, table, schema, "job_id")
-    op.create_table(table, *columns, key, *checks, schema=schema, comment=comment(1))
+    op.create_table(table, *columns, key, *checks, schema=schema, comment=comment(1), **options())
 
 
 def job_columns() -> list[sa.Column[Any]]:
@@ -114,6 +114,11 @@ def has_table(metadata: sa.MetaData, name: str, schema: str | None) -> bool:
 def instant() -> sa.types.TypeEngine[Any]:
     """Give the type of instants."""
     return sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+
+
+def options() -> dict[str, Any]:
+    """Give the options of tables; they concern MariaDB and MySQL, where names are told apart by their case through them."""
+    return {"mysql_collate": "utf8mb4_bin", "mariadb_collate": "utf8mb4_bin"}
 
 
 def counts(table: str, *columns: str) -> list[sa.CheckConstraint]:

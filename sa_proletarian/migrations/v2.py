@@ -11,7 +11,7 @@ from alembic.operations import Operations
 from sqlalchemy.dialects import postgresql
 
 from .instance import Instance, comment
-from .v1 import Index, calendar, instant, primary_key
+from .v1 import Index, calendar, instant, options, primary_key
 
 
 def upgrade(op: Operations, tables: Instance) -> None:
@@ -30,6 +30,7 @@ def upgrade(op: Operations, tables: Instance) -> None:
             *calendar(tables.worker, "started_at", "last_seen_at"),
             schema=tables.schema,
             comment=comment(2),
+            **options(),
         )
     state_version(op, tables, 2)
 
