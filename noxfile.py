@@ -91,6 +91,16 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def audit(session: nox.Session) -> None:
+    """Known weaknesses of everything that is pinned. It asks PyPI itself: where that cannot be reached, it fails."""
+    session.install("pip-audit")
+    for name in ("dev", "sqlalchemy20"):
+        session.run(
+            "pip-audit", "--strict", "--require-hashes", "--disable-pip", "-r", f"requirements/{name}.txt", *session.posargs
+        )
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Run the code blocks of the README and of docs/."""
     install(session, "tests")
