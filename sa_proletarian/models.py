@@ -276,10 +276,19 @@ def given_id(model: type[JobMixin], job_id: Any) -> dict[str, Any]:
         job_id = model.job_id_strategy()
     if job_id is None:
         return {}
-    expected: type = inspect(model).columns["job_id"].type.python_type
+    known: Any = model
+    expected = _id_type(known)
     if not isinstance(job_id, expected) or isinstance(job_id, bool):
         raise TypeError(f"job_id must be a {expected.__name__}, got {job_id!r}")
     return {"job_id": job_id}
+
+
+@functools.cache
+def _id_type(model: type[Any]) -> type:
+    """Give the Python type of ids, whose way to it costs as much as making one."""
+    known: Any = model
+    expected: type = _mapper_of(known).columns["job_id"].type.python_type
+    return expected
 
 
 def detached(model: type[J], values: dict[str, Any], **further: Any) -> J:
