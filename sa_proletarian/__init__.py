@@ -16,12 +16,15 @@ from .cancellation import Cancellation
 from .errors import (
     Cancel,
     ClaimLost,
+    ComputationFailed,
     ConfigurationError,
     ConnectionLost,
     DecryptionFailed,
+    ExecutorUnavailable,
     Interrupted,
     JobCrashed,
     JobTimeout,
+    ProcessDied,
     ProletarianError,
     SessionClosed,
     Snooze,
@@ -32,6 +35,7 @@ from .job_ids import database_generated, uuid7
 from .model_factory import models_for
 from .models import ArchivedJob, ArchivedJobMixin, Job, JobMixin, metadata
 from .outcomes import Outcome, Status
+from .process_pools import processes
 from .proletarian import Proletarian
 from .retry import Retry, RetryStrategy, exponential
 from .serializers import Binding, JSONSerializer, Serializer
@@ -50,10 +54,12 @@ __all__ = [
     "Cancel",
     "Cancellation",
     "ClaimLost",
+    "ComputationFailed",
     "ConfigurationError",
     "ConnectionLost",
     "DecryptionFailed",
     "EncryptedSerializer",
+    "ExecutorUnavailable",
     "Interrupted",
     "JSONSerializer",
     "Job",
@@ -61,6 +67,7 @@ __all__ = [
     "JobMixin",
     "JobTimeout",
     "Outcome",
+    "ProcessDied",
     "Proletarian",
     "ProletarianError",
     "Retry",
@@ -78,6 +85,7 @@ __all__ = [
     "exponential",
     "metadata",
     "models_for",
+    "processes",
     "uuid7",
 ]
 

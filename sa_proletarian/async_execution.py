@@ -8,6 +8,7 @@ SQLAlchemy's async drivers take it as it is within ``greenlet_spawn``, which is 
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.util.concurrency import AsyncAdaptedLock, await_only
 
+from .aside import do_aside
 from .conclusion import Conclusion
 from .errors import Interrupted
 from .execution import Execution, flush
-from .registry import OnFailed, Registration, is_async
+from .registry import Compute, OnFailed, Registration, is_async
 from .runs import Run, Settled
 from .sessions import Hold, held_class, held_options, hold_in, in_scope, maker_of
 
@@ -72,6 +74,11 @@ class AsyncExecution(Execution):
     def _pause(self, seconds: float) -> None:
         await_only(asyncio.sleep(seconds))
 
+    def _have_computed(self, run: Run, function: Compute) -> BaseException | None:
+        computing = functools.partial(Execution._have_computed, self, run, function)
+        error: BaseException | None = do_aside(computing, cancel=run.cancel)
+        return error
+
     def _open(self, run: Run) -> tuple[Session, Any]:
         session = open_async_session(self.session, self.app_engine, run.hold)
         return session.sync_session, session
@@ -91,7 +98,7 @@ class AsyncExecution(Execution):
             async with _entered(self.around(run.job) if self.around else nullcontext()):
                 try:
                     with in_scope(self.session, session):
-                        await registration.handler(session, run.job)
+                        await registration.handler(session, run.job, *run.computed)
                         await session.run_sync(flush, run)
                 except BaseException as error:
                     failure = error

@@ -150,6 +150,8 @@ class AsyncShift:
     def _dispose(self) -> None:
         for engine in self._engines:
             engine.dispose()
+        if self._execution.computation is not None:
+            self._execution.computation.close()
 
     def _emit_unfinished(self, job_ids: Iterable[Any]) -> None:
         self._emit(events.QueueWorkerShutdownError, error=None, job_ids=tuple(job_ids))

@@ -22,6 +22,7 @@ from sqlalchemy.orm import configure_mappers
 from . import arguments, clock, events
 from .async_execution import AsyncConclusion, AsyncExecution, AsyncHold, ThreadConclusion, sync_maker
 from .async_shift import AsyncShift
+from .computation import MakeExecutor, begun, checked_executor
 from .connections import Pooler, own_engine
 from .execution import Execution
 from .feeder import OnPollingError
@@ -59,6 +60,7 @@ class AsyncWorker:
     :param pooler: as for :class:`Worker`: ``"transaction"`` when PgBouncer stands between in transaction mode.
     :param on_shutdown: called without arguments once the worker has stopped and everything is settled, and awaited if it
         is ``async def``.
+    :param executor: as for :class:`Worker`.
 
     The other arguments mean what they mean for :class:`Worker`: ``polling_interval``, ``retry``, ``on_polling_error``,
     ``termination_timeout``, ``lease``, ``crash_ceiling``, ``retention``, ``listener`` and ``worker_id``, with the same
@@ -89,6 +91,7 @@ class AsyncWorker:
         pooler: Pooler | None = None,
         worker_id: str | None = None,
         on_shutdown: Callable[[], Any] | None = None,
+        executor: MakeExecutor | None = None,
     ) -> None:
         if not isinstance(jobs, Proletarian):
             raise TypeError(f"a worker takes a Proletarian first, got a {type(jobs).__name__}")
@@ -115,6 +118,7 @@ class AsyncWorker:
         self._around = arguments.callable_or_none("around", around)
         self._emit = events.Emitter(listener, worker_id=self.worker_id, queue=self.queue)
         self._on_shutdown = arguments.callable_or_none("on_shutdown", on_shutdown)
+        self._executor = checked_executor(executor)
         self._shift: AsyncShift | None = None
 
     @property
@@ -218,9 +222,10 @@ class AsyncWorker:
         transactions = Transactions(
             jobs, lifecycle, feeder, self.queue, self.worker_id, self._lease, self._crash_ceiling, make_hold, self._timeout
         )
+        computation = begun(jobs, self._executor, self._emit)
         told = (self._emit, jobs, lifecycle, self._on_failed, jobs.clock)
         tasks = AsyncExecution(
-            jobs, self._engine, transactions, AsyncConclusion(*told), self._retry, self._session, self._around
+            jobs, self._engine, transactions, AsyncConclusion(*told), self._retry, self._session, self._around, computation
         )
         threads = Execution(
             jobs,
@@ -230,6 +235,7 @@ class AsyncWorker:
             self._retry,
             sync_maker(self._session),
             self._around,
+            computation,
         )
         shift = AsyncShift(
             tasks,

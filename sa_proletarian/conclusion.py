@@ -61,6 +61,8 @@ class Conclusion:
                 self.tell(run, events.ConnectionUnavailable, error=ruling.cause)
             case Outcome.CONNECTION_DIED:
                 self.tell(run, events.ConnectionDied, error=ruling.cause)
+            case Outcome.PROCESS_DIED:
+                self.tell(run, events.ProcessDied, error=ruling.cause)
             case Outcome.CRASHED:
                 self.tell(run, events.JobCrashed, crashes=run.claim.crashes)
             case Outcome.CLAIM_LOST:

@@ -11,6 +11,9 @@ The tree::
         ├── TransactionEscaped  the handler ended the worker's transaction behind its session's back
         ├── ConnectionLost      the database connection of the job died, or could not be had
         ├── JobTimeout          the handler took longer than its ``timeout``
+        ├── ProcessDied         the executor has lost the process in which the job was computed
+        ├── ExecutorUnavailable the executor does not work, takes no calls, or has called the computation off
+        ├── ComputationFailed   in the place of an error that cannot be sent from the executor's process
         ├── JobCrashed          recorded on a job whose process died as often as the crash ceiling allows
         └── StrategyFailed      a retry strategy raised, or returned something else than a ``Retry`` or ``None``
 
@@ -87,6 +90,18 @@ class JobTimeout(JobError):
     """The handler took longer than its ``timeout``; ``__cause__`` is what it raised when it was asked to end, if it did."""
 
 
+class ProcessDied(JobError):
+    """The executor has lost the process in which the job was computed; ``__cause__`` is the executor's own word."""
+
+
+class ExecutorUnavailable(JobError):
+    """The executor does not work, takes no calls, or has called the computation off."""
+
+
+class ComputationFailed(JobError):
+    """What ``compute`` raised, in words: the error itself cannot be pickled and unpickled."""
+
+
 class JobCrashed(JobError):
     """The process died under this job as often as the worker's crash ceiling allows."""
 
@@ -112,6 +127,9 @@ class Snooze(ControlFlow):
             raise ValueError(f"Snooze takes a non-negative timedelta of at most {LONGEST_DELAY.days} days, got {delay!r}")
         super().__init__(f"snoozed for {delay}")
         self.delay = delay
+
+    def __reduce__(self) -> tuple[type[Snooze], tuple[timedelta]]:
+        return type(self), (self.delay,)
 
 
 class Cancel(ControlFlow):
@@ -145,6 +163,9 @@ def describe_with_frames(error: BaseException) -> str:
 
 def frames(error: BaseException) -> str:
     """Give the outermost and the innermost stack frames of ``error`` that are not this library's, if there are any."""
+    elsewhere: Any = getattr(error, "proletarian_frames", "")  # of another process, which has sent the error
+    if isinstance(elsewhere, str) and elsewhere:
+        return elsewhere
     summary = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_HERE)]
     if not summary:
         return ""

@@ -29,6 +29,8 @@ _ERRORS = frozenset(
         "job_parked",
         "transaction_escaped",
         "connection_died",
+        "process_died",
+        "executor_replaced",
         "connection_unavailable",
         "sql_transient_exception",
         "job_worker_error",

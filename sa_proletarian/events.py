@@ -170,7 +170,14 @@ class ConnectionDied(JobEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionUnavailable(JobEvent):
-    """The handler's session could get no connection, or not the row's lock; the job will run again."""
+    """The handler's session could get no connection, or not the row's lock, or the executor none; the job will run again."""
+
+    error: BaseException | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessDied(JobEvent):
+    """The executor lost the process in which the job was computed; the job will run again; no attempt, but a crash."""
 
     error: BaseException | None
 
@@ -214,6 +221,13 @@ class JobWorkerError(Event):
 
     error: BaseException
     hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutorReplaced(Event):
+    """The executor is broken (``error`` says how), or hangs in a call that was given up: the next job gets a new one."""
+
+    error: BaseException | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,12 +21,13 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from . import clock, events, outcomes
+from .computation import Computation
 from .conclusion import Conclusion
 from .dialects import Trouble, sqlstate, tells_of_disconnection, trouble
-from .errors import ControlFlow, Interrupted, JobTimeout, TransactionEscaped
+from .errors import ControlFlow, ExecutorUnavailable, Interrupted, JobTimeout, ProcessDied, TransactionEscaped
 from .lifecycle import Lifecycle
 from .outcomes import Outcome, Ruling
-from .registry import OnFailed, Registration, Registry
+from .registry import Compute, OnFailed, Registration, Registry
 from .retry import RetryStrategy
 from .runs import Asked, Report, Run, Settled, Stopping, prepare
 from .sessions import Hold, SessionSource, close_session, in_scope, open_session
@@ -52,6 +53,7 @@ class Execution:
     retry: RetryStrategy | None
     session: SessionSource
     around: Around | None
+    computation: Computation | None
 
     @property
     def stopping(self) -> Stopping:
@@ -62,8 +64,10 @@ class Execution:
         return False
 
     def close(self) -> None:
-        """Close the worker's connections."""
+        """Close the worker's connections, and its executor."""
         self.transactions.engine.dispose()
+        if self.computation is not None:
+            self.computation.close()
 
     def perform(self, run: Run) -> Report | None:
         """Run one claimed job; settle it if its handler used the session, else give the report of it."""
@@ -73,7 +77,9 @@ class Execution:
             return Report(run, self.end_early(run))
         self.conclusion.tell(run, events.HandlingJob)
         try:
-            error = self._call_until_no_conflict(run)
+            error = self._compute(run)
+            if error is None:
+                error = self._call_until_no_conflict(run)
             if not run.finish():
                 return None  # it was given up meanwhile, and its job is settled without it
             ruling = self._rule(run, error)
@@ -84,6 +90,24 @@ class Execution:
             return Report(run, ruling)
         finally:
             run.hold.close()
+
+    def _compute(self, run: Run) -> BaseException | None:
+        """Have computed what the handler is to get, if that is so; give the error with which that ended."""
+        registration = self.registry.registration(run.claim.job_type)
+        if registration is None or registration.compute is None:
+            return None
+        return self._have_computed(run, registration.compute)
+
+    def _have_computed(self, run: Run, function: Compute) -> BaseException | None:
+        try:
+            prepare(run, self.transactions.lifecycle)
+            if self.computation is None:  # here, for tests and the REPL
+                run.computed = (function(run.job.payload),)
+            else:
+                run.computed = (self.computation.result_of(run, function),)
+        except BaseException as error:
+            return error
+        return None
 
     def _call_until_no_conflict(self, run: Run) -> BaseException | None:
         for _ in range(MOST_CONFLICTS):
@@ -130,7 +154,7 @@ class Execution:
             self._call_handler_within(registration, session, run)
 
     def _call_handler(self, registration: Registration, session: Any, run: Run) -> None:
-        _refuse_coroutine(registration.handler(session, run.job))
+        _refuse_coroutine(registration.handler(session, run.job, *run.computed))
         flush(session, run)
 
     def _call_handler_within(self, registration: Registration, session: Any, run: Run) -> None:
@@ -153,7 +177,9 @@ class Execution:
             return outcomes.claim_lost(error)
         if run.asked is not None and self._ended_early(run, error):
             return self.end_early(run, error)
-        return self._rule_on_connection(run.hold, error) or self._rule_on_handler(run, error)
+        return (
+            self._rule_on_connection(run.hold, error) or self._rule_on_executor(error) or self._rule_on_handler(run, error)
+        )
 
     def _rule_on_connection(self, hold: Hold, error: BaseException | None) -> Ruling | None:
         if hold.unavailable is not None:
@@ -161,6 +187,13 @@ class Execution:
         if hold.died and (error is None or tells_of_disconnection(error)):
             return outcomes.connection_died(error or ConnectionError("the connection died while the job ran"))
         return None
+
+    def _rule_on_executor(self, error: BaseException | None) -> Ruling | None:
+        if not isinstance(error, ProcessDied | ExecutorUnavailable):
+            return None
+        if self.stopping.is_set():  # the end of the worker's own processes, perhaps
+            return outcomes.INTERRUPTED
+        return outcomes.process_died(error) if isinstance(error, ProcessDied) else outcomes.unavailable(error)
 
     def _rule_on_handler(self, run: Run, error: BaseException | None) -> Ruling:
         if error is not None and self._is_interruption(run, error):
@@ -311,6 +344,7 @@ def build_execution(
     around: Around | None,
     now: clock.Clock,
     timeout: timedelta | None = None,
+    computation: Computation | None = None,
     hold: type[Hold] = Hold,
     kind: type[Execution] = Execution,
     conclusion: type[Conclusion] = Conclusion,
@@ -326,6 +360,7 @@ def build_execution(
         retry,
         session,
         around,
+        computation,
     )
 
 

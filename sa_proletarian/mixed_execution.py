@@ -121,6 +121,7 @@ def mixed(execution: Execution, engine: Engine | AsyncEngine, **connecting: Any)
         execution.retry,
         maker_of(execution.session),  # a scope of threads is none of tasks
         execution.around,
+        execution.computation,
     )
     return MixedExecution(
         execution.registry,
@@ -130,6 +131,7 @@ def mixed(execution: Execution, engine: Engine | AsyncEngine, **connecting: Any)
         execution.retry,
         execution.session,
         execution.around,
+        execution.computation,
         loop,
         on_loop,
         own,

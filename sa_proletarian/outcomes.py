@@ -52,6 +52,7 @@ class Outcome(StrEnum):
     INTERRUPTED = "interrupted"
     UNAVAILABLE = "unavailable"
     CONNECTION_DIED = "connection_died"
+    PROCESS_DIED = "process_died"
     CRASHED = "crashed"
     CLAIM_LOST = "claim_lost"
     PARKED = "parked"
@@ -88,7 +89,7 @@ FATES: Mapping[Outcome, Fate] = {
         "the worker stopped first", Move.RELEASE, "at once, place in line kept", attempt=False, reported=False
     ),
     Outcome.UNAVAILABLE: Fate(
-        "no connection, or not a lock in time",
+        "no connection, no lock in time, or no executor",
         Move.RESCHEDULE,
         "now + 1 s",
         attempt=False,
@@ -96,6 +97,14 @@ FATES: Mapping[Outcome, Fate] = {
     ),
     Outcome.CONNECTION_DIED: Fate(
         "the connection died and the job is not committed",
+        Move.RESCHEDULE,
+        "now + 1 s",
+        attempt=False,
+        crash=True,
+        reported=False,
+    ),
+    Outcome.PROCESS_DIED: Fate(
+        "the executor lost the process in which the job was computed",
         Move.RESCHEDULE,
         "now + 1 s",
         attempt=False,
@@ -183,7 +192,7 @@ def apply_strategy(strategy: RetryStrategy | None, job: Any, error: BaseExceptio
 
 
 def unavailable(error: BaseException) -> Ruling:
-    """The handler's session could not be opened; nothing happened, so nothing counts."""
+    """The handler's session could not be opened, or its executor not be had; nothing happened, so nothing counts."""
     return Ruling(Outcome.UNAVAILABLE, delay=DOUBT_BACK_OFF, error=describe(error), cause=error)
 
 
@@ -192,9 +201,16 @@ def connection_died(error: BaseException) -> Ruling:
     return Ruling(Outcome.CONNECTION_DIED, delay=DOUBT_BACK_OFF, error=describe(error), cause=error)
 
 
+def process_died(error: BaseException) -> Ruling:
+    """The executor has lost the process in which the job was computed; nobody can say by whose fault."""
+    return Ruling(Outcome.PROCESS_DIED, delay=DOUBT_BACK_OFF, error=describe(error), cause=error)
+
+
 def crashed(crashes: int) -> Ruling:
     """The process died once too often."""
-    error = JobCrashed(f"the worker's process, or the job's connection, died {crashes} times while this job ran")
+    error = JobCrashed(
+        f"the worker's process, its executor's, or the job's connection died {crashes} times while this job ran"
+    )
     return Ruling(Outcome.CRASHED, error=describe(error), cause=error)
 
 

@@ -17,8 +17,11 @@ from .retry import RetryStrategy, checked_strategy
 
 EVERY_TYPE = "*"
 
-Handler = Callable[[Any, Any], Any]
-"""``(session, job) -> anything``; what it returns is dropped."""
+Handler = Callable[..., Any]
+"""``(session, job) -> anything``, or ``(session, job, result)`` after a ``compute``; what it returns is dropped."""
+
+Compute = Callable[[Any], Any]
+"""``(payload) -> result``, called in a process of an executor."""
 
 OnFailed = Callable[[Any, BaseException], None]
 """``(job, error) -> None``, called once after a job has finally failed."""
@@ -35,6 +38,7 @@ class Registration:
     on_failed: OnFailed | None = None
     is_async: bool = False
     timeout: timedelta | None = None
+    compute: Compute | None = None
 
 
 class Registry:
@@ -50,6 +54,7 @@ class Registry:
         retry: RetryStrategy | None = None,
         on_failed: OnFailed | None = None,
         timeout: timedelta | None = None,
+        compute: Compute | None = None,
     ) -> Callable[[H], H]:
         """Register the decorated function ``(session, job)`` for ``job_type``.
 
@@ -59,7 +64,11 @@ class Registry:
         :param on_failed: called as ``(job, error)`` after the job has been archived as ``failure`` or ``crashed``, at most
             once; ``None`` leaves it to the worker's ``on_failed``.
         :param timeout: how long one call may take; then it is asked to end, and what it raises is a ``JobTimeout`` to the
-            retry strategy. ``None`` leaves it to the worker's ``timeout``, which is none by default.
+            retry strategy. ``None`` leaves it to the worker's ``timeout``, which is none by default. It counts for
+            ``compute`` and the handler together.
+        :param compute: a function that takes a processor: the worker's ``executor`` calls it with the job's payload, in
+            another process, and the decorated function is then ``(session, job, result)``, with what it gave. It must
+            be one that can be imported by its name.
 
         ``ValueError`` when the type has a handler already.
         """
@@ -69,6 +78,7 @@ class Registry:
         checked_strategy(retry)
         callable_or_none("on_failed", on_failed)
         self._check_timeout(timeout)
+        self._check_compute(compute)
 
         def register(function: H) -> H:
             if not callable(function):
@@ -77,13 +87,18 @@ class Registry:
                 raise TypeError(f"a handler must not be a generator, whose body would not run; got {function!r}")
             if name in self._registrations:
                 raise ValueError(f"job type {name!r} has a handler already")
-            self._registrations[name] = Registration(function, retry, on_failed, is_async(function), timeout)
+            self._registrations[name] = Registration(function, retry, on_failed, is_async(function), timeout, compute)
             return function
 
         return register
 
     def _check_timeout(self, timeout: timedelta | None) -> None:
         timeout_or_none(timeout)
+
+    def _check_compute(self, compute: Compute | None) -> None:
+        callable_or_none("compute", compute)
+        if is_async(compute):
+            raise TypeError(f"compute must be a plain function, which another process calls; got {compute!r}")
 
     def _checked_type(self, job_type: str) -> str:
         return checked_name("job_type", job_type)
@@ -106,6 +121,10 @@ class Registry:
         if not types:
             raise TypeError(f"a job type must be a text or a registered handler, got {target!r}")
         raise ValueError(f"{target!r} handles {', '.join(types)}: say which job type you mean")
+
+    def computed_type(self) -> str | None:
+        """Give a job type that needs an executor, if there is one."""
+        return next((name for name, entry in self._registrations.items() if entry.compute is not None), None)
 
     def has_coroutines(self) -> bool:
         """Whether there is anything ``async def`` here, which needs an event loop."""

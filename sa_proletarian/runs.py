@@ -68,15 +68,20 @@ class Run:
 
     :ivar asked: why this run alone shall end; ``None`` while it need not. ``reason`` is what somebody has said about it.
     :ivar overdue: its time was found to be over.
+    :ivar computed: what its ``compute`` gave, for the handler; nothing without one.
+    :ivar cut: it was cancelled, as far as it can be, because it shall end now.
     :ivar progress: how far the handler says it is; the latest.
     :ivar runner: the thread or task in which it runs.
     """
 
     __slots__ = (
+        "_cutting",
         "_ended_by",
         "_listening",
         "asked",
         "claim",
+        "computed",
+        "cut",
         "hold",
         "job",
         "keyboard_interrupt",
@@ -106,6 +111,9 @@ class Run:
         self.overdue: bool = False
         self.runner: Any = None
         self.progress: dict[str, Any] | None = None
+        self.computed: tuple[Any, ...] = ()
+        self.cut: bool = False
+        self._cutting: set[Callable[[], Any]] | None = None
         self._listening: set[Callable[[], Any]] | None = None
         self._ended_by: _Ender | None = None
 
@@ -174,12 +182,31 @@ class Run:
             self.asked, self.reason = why, reason
         for callback in [*(self._listening or ())]:
             callback()
-        self.hold.cancel_call()
+        self._cut()
 
     def cancel(self) -> None:
         """Take the handler's time as over because the worker stops, and cancel it where that is possible."""
         self.noticed = True
+        self._cut()
+
+    def _cut(self) -> None:
+        self.cut = True
         self.hold.cancel_call()
+        for callback in [*(self._cutting or ())]:
+            callback()
+
+    @contextmanager
+    def cutting(self, callback: Callable[[], Any]) -> Generator[None, None, None]:
+        """Call ``callback`` when the run is cancelled, at once if it is already, for as long as the context lasts."""
+        with _sharing:
+            cutting = self._cutting = set() if self._cutting is None else self._cutting
+            cutting.add(callback)
+        try:
+            if self.cut:
+                callback()
+            yield
+        finally:
+            cutting.discard(callback)
 
     def finish(self) -> bool:
         """Whether the handler's end decides what becomes of the job: not, if the worker has given the run up before."""

@@ -19,6 +19,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import configure_mappers
 
 from . import arguments, events, signals
+from .computation import MakeExecutor, begun, checked_executor
 from .connections import Pooler, own_engine, plain
 from .execution import Around, build_execution
 from .feeder import OnPollingError
@@ -74,6 +75,8 @@ class Worker:
     :param worker_id: names the worker in events, threads and ``claimed_by``; the default is unique,
         ``proletarian[queue]@host:pid:random``.
     :param on_shutdown: called without arguments once the worker has stopped and everything is settled.
+    :param executor: makes the ``concurrent.futures.Executor`` that calls handlers' ``compute``, as ``processes(4)`` does; it
+        must not fork. One that breaks is replaced, and the worker ends what it has made.
 
     ``TypeError`` or ``ValueError`` for arguments of the wrong kind, ``ConfigurationError`` for an AUTOCOMMIT engine, on
     which a claim would hold no lock.
@@ -101,6 +104,7 @@ class Worker:
         pooler: Pooler | None = None,
         worker_id: str | None = None,
         on_shutdown: Callable[[], Any] | None = None,
+        executor: MakeExecutor | None = None,
     ) -> None:
         if not isinstance(jobs, Proletarian):
             raise TypeError(f"a worker takes a Proletarian first, got a {type(jobs).__name__}")
@@ -124,6 +128,7 @@ class Worker:
         self._around = arguments.callable_or_none("around", around)
         self._emit = events.Emitter(listener, worker_id=self.worker_id, queue=self.queue)
         self._on_shutdown = arguments.callable_or_none("on_shutdown", on_shutdown)
+        self._executor = checked_executor(executor)
         self._starting = threading.Lock()
         self._shift: Shift | None = None
 
@@ -204,6 +209,7 @@ class Worker:
             around=self._around,
             now=self._jobs.clock,
             timeout=self._timeout,
+            computation=begun(self._jobs, self._executor, self._emit),
         )
         if self._jobs.has_coroutines() or is_async(self._on_failed):
             from .mixed_execution import mixed  # noqa: PLC0415 (it needs greenlet)

@@ -76,6 +76,9 @@ def _add_app(command: argparse.ArgumentParser) -> None:
     database.add_argument("--url", help="instead: the database's URL (others on this machine can see it in ps)")
     command.add_argument("--session", metavar="app.db:Session", help="the app's sessionmaker, for handlers' sessions")
     command.add_argument("--around", metavar="app.db:around", help="(job) -> context manager, entered around each handler")
+    command.add_argument(
+        "--executor", metavar="app.jobs:make", help="a function that makes the executor of handlers' compute"
+    )
     command.add_argument("--pooler", choices=("transaction",), help="a pooler such as PgBouncer stands between")
 
 
@@ -195,7 +198,9 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     sizes, pace = ("threads", "concurrency", "pooler"), ("polling_interval", "lease", "termination_timeout")
     names = (*sizes, *pace, "crash_ceiling", "retention")
     given = {name: getattr(arguments, name) for name in names}
-    given |= {name: look_up(place) for name in ("session", "around") if (place := getattr(arguments, name)) is not None}
+    given |= {
+        name: look_up(place) for name in ("session", "around", "executor") if (place := getattr(arguments, name)) is not None
+    }
     return {name: value for name, value in given.items() if value is not None}
 
 

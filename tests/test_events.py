@@ -147,6 +147,8 @@ def test_no_event_has_room_for_a_payload(kind):
         ("unknown_job_types", "INFO"),
         ("connection_died", "ERROR"),
         ("connection_unavailable", "ERROR"),
+        ("process_died", "ERROR"),
+        ("executor_replaced", "ERROR"),
         ("interrupted_while_shutting_down", "INFO"),
         ("timed_out", "ERROR"),
         ("handle_job_exception", "ERROR"),

@@ -50,6 +50,11 @@ TABLE = {
         (Move.RESCHEDULE, None, False, True, False),
         timedelta(seconds=1),
     ),
+    Outcome.PROCESS_DIED: (
+        outcomes.process_died(OSError("gone")),
+        (Move.RESCHEDULE, None, False, True, False),
+        timedelta(seconds=1),
+    ),
     Outcome.CRASHED: (outcomes.crashed(5), (Move.ARCHIVE, "crashed", True, False, True), None),
     Outcome.CLAIM_LOST: (outcomes.claim_lost(), (Move.LEAVE, None, True, False, True), None),
     Outcome.PARKED: (outcomes.parked(ValueError("fk"), 1), (Move.RESCHEDULE, None, True, False, True), MINUTE),

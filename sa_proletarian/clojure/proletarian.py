@@ -142,6 +142,10 @@ class ClojureProletarian(Registry):
     def _checked_type(self, job_type: str) -> str:
         return stored_name("job_type", job_type)
 
+    def _check_compute(self, compute: Any) -> None:
+        if compute is not None:
+            raise TypeError("a worker on Proletarian's own tables knows no executors")
+
     def _check_timeout(self, timeout: timedelta | None) -> None:
         if timeout is not None:
             raise TypeError("a worker on Proletarian's own tables knows no timeouts")

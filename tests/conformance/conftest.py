@@ -35,6 +35,7 @@ ENDS = {
     "job_interrupted": Outcome.INTERRUPTED,
     "connection_unavailable": Outcome.UNAVAILABLE,
     "connection_died": Outcome.CONNECTION_DIED,
+    "process_died": Outcome.PROCESS_DIED,
     "job_crashed": Outcome.CRASHED,
     "claim_lost": Outcome.CLAIM_LOST,
     "job_parked": Outcome.PARKED,
