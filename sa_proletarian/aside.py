@@ -99,10 +99,10 @@ def _aside_class(given: Any) -> Any:
     return type(given.__name__, (given,), {**methods, **changed, "__module__": given.__module__})
 
 
-def _cancelling(cursor: Any) -> Action:
-    """Give what ends the statement of ``cursor`` from another thread: psycopg has a way that is encrypted, psycopg2 one."""
+def _cancelling(cursor: Any) -> Action | None:
+    """Give what ends the statement of ``cursor`` from another thread, if its driver has that; psycopg's way is encrypted."""
     connection = cursor.connection
-    return cast("Action", getattr(connection, "cancel_safe", connection.cancel))
+    return getattr(connection, "cancel_safe", None) or getattr(connection, "cancel", None)
 
 
 class AsidePool(AsyncAdaptedQueuePool):
