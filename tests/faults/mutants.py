@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -301,7 +301,8 @@ def main() -> int:
             print(said)
             return 2
     with ThreadPoolExecutor(given.jobs) as pool:
-        for mutant, caught, how in pool.map(lambda one: judge(one, given.seeds), chosen):
+        for judged in as_completed([pool.submit(judge, one, given.seeds) for one in chosen]):
+            mutant, caught, how = judged.result()
             bad += not caught
             print(f"{mutant.name:50} {'caught' if caught else 'MISSED'} {how:6} {mutant.test}", flush=True)
     print(f"{len(chosen) - bad} of {len(chosen)} mutants caught")
