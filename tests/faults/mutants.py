@@ -41,8 +41,15 @@ MUTANTS = [
     Mutant(
         "an archive without a fence",
         "statements",
-        "mine = (job.job_id == fences.c.job_id, job.claim_id == fences.c.claim_id)",
-        "mine = (job.job_id == fences.c.job_id,)",
+        "error=Text())\n        mine = (job.job_id == fences.c.job_id, job.claim_id == fences.c.claim_id)",
+        "error=Text())\n        mine = (job.job_id == fences.c.job_id,)",
+        STATEFUL,
+    ),
+    Mutant(
+        "a group's end without a fence",
+        "statements",
+        '.cte("fences")\n        mine = (job.job_id == fences.c.job_id, job.claim_id == fences.c.claim_id)',
+        '.cte("fences")\n        mine = (job.job_id == fences.c.job_id,)',
         STATEFUL,
     ),
     Mutant(
@@ -126,8 +133,8 @@ MUTANTS = [
     Mutant(
         "except Exception",
         "execution",
-        "                    session.close()\n        except BaseException as error:",
-        "                    session.close()\n        except Exception as error:",
+        "close_session(session)\n        except BaseException as error:",
+        "close_session(session)\n        except Exception as error:",
         ABUSE,
     ),
     Mutant(
@@ -239,8 +246,8 @@ MUTANTS = [
     Mutant(
         "leases that are not renewed",
         "feeder",
-        "before = clock.monotonic() - self._lease / 3",
-        "before = clock.monotonic() - self._lease * 1_000",
+        "before = now - self._lease / 3",
+        "before = now - self._lease * 1_000",
         "tests/test_worker.py",
     ),
 ]

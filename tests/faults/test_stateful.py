@@ -138,7 +138,10 @@ class Interleavings(RuleBasedStateMachine):
             if any(other.held is not None and other.held.job_id == claim.job_id for other in self.workers):
                 return  # it would wait, as it should
             worker.connection.begin()
-        moved = self.verbs.settle(worker.connection, [(claim, ruling)])
+        if how == "returned" and worker.held is None:
+            moved = {claim.job_id} - set(self.verbs.finish(worker.connection, [claim]))
+        else:
+            moved = self.verbs.settle(worker.connection, [(claim, ruling)])
         assert (claim.job_id in moved) == self._is_valid(claim)
         if moved or worker.held is None:
             worker.connection.commit()
