@@ -28,13 +28,14 @@ ONE_EACH = "tests/faults/test_processes.py"
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change: in ``room``, ``old`` becomes ``new``; ``test`` should fail then."""
+    """One change: in ``room``, ``old`` becomes ``new``, and what ``also`` says; ``test`` should fail then."""
 
     name: str
     room: str
     old: str
     new: str
     test: str
+    also: tuple[str, str] = ("", "")
 
 
 MUTANTS = [
@@ -122,6 +123,7 @@ MUTANTS = [
         '"join_transaction_mode": "create_savepoint"',
         '"join_transaction_mode": "control_fully"',
         ABUSE,
+        also=("self._savepoint = connection.begin_nested()", "self._savepoint = connection.get_transaction()"),
     ),
     Mutant(
         "no savepoint under the handler",
@@ -260,7 +262,8 @@ def run_tests(mutant: Mutant | None, test: str, seeds: int) -> tuple[int, int, s
         shutil.copytree(ROOT / "sa_proletarian", package, ignore=shutil.ignore_patterns("__pycache__"))
         if mutant is not None:
             room = package / f"{mutant.room}.py"
-            room.write_text(room.read_text().replace(mutant.old, mutant.new))
+            text = room.read_text().replace(mutant.old, mutant.new)
+            room.write_text(text.replace(*mutant.also) if mutant.also[0] else text)
         options = ["-q", "-p", "no:cacheprovider", f"--seeds={seeds}", *(() if has_seed(test) else ("-x",))]
         done = subprocess.run(
             [sys.executable, "-P", "-m", "pytest", *options, test],

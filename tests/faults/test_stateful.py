@@ -238,7 +238,7 @@ def test_whatever_the_order_of_steps_the_tables_are_what_the_model_says(
         connection.execute(text(f"ALTER DATABASE {database_url.database} SET lock_timeout = '500ms'"))
     tables.dispose()
     proving = pytestconfig.option.seeds > 0  # the suite, with mutants: then it need not be short, and not explain itself
-    examples = 400 if proving else trial.amount(40, 5_000)
+    examples = 400 if proving else trial.amount(25, 5_000)
     Interleavings.engine, Interleavings.steps = tables, 0
     with tables.execution_options(isolation_level="AUTOCOMMIT").connect() as Interleavings.witness:
         run_state_machine_as_test(
