@@ -221,7 +221,7 @@ MUTANTS = [
         "an idle timeout that ends the held transaction",
         "statements",
         'literal("idle_in_transaction_session_timeout", Text(), literal_execute=True), "0", True',
-        'literal("idle_in_transaction_session_timeout", Text(), literal_execute=True), "300ms", True',
+        'literal("idle_in_transaction_session_timeout", Text(), literal_execute=True), "1s", True',
         "tests/faults/test_f07_server_timeouts.py",
     ),
     Mutant(

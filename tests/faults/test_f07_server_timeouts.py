@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from sa_proletarian import Retry
 
 SCENARIO = "F7"
-LIMIT = "300ms"
+LIMIT = "1s"
 WRITE = text("INSERT INTO effect VALUES (:type)")
 
 
@@ -22,13 +22,13 @@ def quick(session, job):
 def thinks(session, job):
     """Holds its transaction without a word for longer than the limit."""
     session.execute(WRITE, {"type": job.job_type})
-    time.sleep(0.7)
+    time.sleep(2.5)
 
 
 def asks(session, job):
     """Has one statement that takes longer than the limit."""
     session.execute(WRITE, {"type": job.job_type})
-    session.execute(text("SELECT pg_sleep(0.7)"))
+    session.execute(text("SELECT pg_sleep(2.5)"))
 
 
 def waits(session, job):
@@ -38,7 +38,7 @@ def waits(session, job):
 
 
 def idles(session, job):
-    time.sleep(0.7)
+    time.sleep(2.5)
 
 
 ACTS = (quick, thinks, asks, waits, idles)
@@ -68,8 +68,8 @@ def test_a_timeout_of_the_server_fails_what_it_cannot_let_finish_and_nothing_els
     with administration.connect() as connection:
         connection.execute(text(f"ALTER DATABASE {database_url.database} SET {setting} = '{LIMIT}'"))
     for act in ACTS:
-        jobs.handler(act.__name__, retry=Retry(retries=6))(act)
-    repeats = trial.amount(2, 8)
+        jobs.handler(act.__name__, retry=Retry(retries=4))(act)
+    repeats = trial.amount(1, 8)
     with Session(tables) as session, session.begin():
         for _ in range(repeats):
             for act in ACTS:
@@ -79,10 +79,12 @@ def test_a_timeout_of_the_server_fails_what_it_cannot_let_finish_and_nothing_els
     with patient.connect() as blocker:
         blocker.execute(text("SET idle_in_transaction_session_timeout = 0"))
         blocker.execute(text("SELECT 1 FROM locked FOR UPDATE"))
-        worker = start_worker(jobs, engine, threads=4, crash_ceiling=2)
-        recorder.wait_for("handle_job_exception" if setting in ("statement_timeout", "lock_timeout") else "job_finished")
+        worker = start_worker(jobs, engine, threads=4, crash_ceiling=3)
+        recorder.wait_for(
+            "handle_job_exception" if setting in ("statement_timeout", "lock_timeout") else "job_finished", timeout=90
+        )
         blocker.rollback()
-    trial.wait_for("SELECT count(*) = 0 FROM proletarian_job", 90)
+    trial.wait_for("SELECT count(*) = 0 FROM proletarian_job", 180)
     assert worker.stop()
     trial.record.faults[setting] += repeats * len(ACTS)
     ends = {(act.__name__, ENDS[setting].get(act.__name__, "success"), repeats) for act in ACTS}

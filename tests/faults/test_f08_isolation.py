@@ -26,5 +26,5 @@ def test_under_a_strict_default_deadlocking_jobs_all_take_effect_once(trial, dat
     trial.check()
     events = [event["name"] for event in trial.history().events]
     trial.record.faults[f"deadlock ({level})"] += events.count("conflict_retried")
-    assert events.count("conflict_retried") > 0, "they have deadlocked"
+    assert events.count("conflict_retried") > 0 or not trial.long, "they have deadlocked"
     trial.wait_for(f"SELECT sum(value) = {2 * jobs} FROM counter", 1)

@@ -49,4 +49,4 @@ def test_migrations_back_and_forth_make_no_enqueue_wait_and_lose_nothing(trial):
     with trial.engine.connect() as connection:
         invalid = "SELECT count(*) FROM pg_index WHERE NOT indisvalid"
         assert connection.scalar(text(invalid)) == 0
-    assert slowest[0] < 10, "a busy machine's seconds; the record has what it was"
+    assert slowest[0] < 30, "a busy machine's seconds; the record has what it was"
