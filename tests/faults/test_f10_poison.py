@@ -160,7 +160,7 @@ def test_what_is_enqueued_comes_back_equal_or_is_refused_before_any_sql(trial, j
             except (TypeError, ValueError):
                 refused += 1
         session.execute(text("INSERT INTO effect VALUES ('the business')"))
-    trial.record.faults["random payload"] += len(given) + refused
+    trial.record.counts["payloads"] = len(given) + refused
     worker = start_worker(jobs, threads=2)
     trial.wait_for("SELECT count(*) = 0 FROM proletarian_job", 300)
     assert worker.stop()
