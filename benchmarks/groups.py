@@ -43,7 +43,7 @@ class Size:
     chunk: int = memory.CHUNK
 
 
-QUICK = Size(5, 0.6, 300, 20_000, 150, 0.7, 1_000_000, 100_000, 250_000)
+QUICK = Size(5, 0.5, 300, 20_000, 150, 0.7, 1_000_000, 100_000, 200_000)
 LONG = Size(7, 1.5, 1_000, 50_000, 500, 2.0, 1_000_000, 100_000, 1_000_000)
 TINY = Size(1, 0.01, 5, 200, 3, 0.1, 500, 200, 400, chunk=200)
 """For the test that the pieces work; its figures say nothing."""
@@ -193,7 +193,7 @@ def trips(bench: Bench) -> None:
     kinds = {"handler does nothing": bench.noop_ways(), "handler writes one row": write_ways()}
     rows: dict[str, list[float | None]] = {}
     for place, ways in enumerate(kinds.values()):
-        for way in scaled(ways, min(bench.size.scale, 0.6)):
+        for way in scaled(ways, min(bench.size.scale, 0.3)):
             rows.setdefault(way.name, [None, None])[place] = drains.trips(way)
     bench.findings.add(tables=[Grid("Round trips for a job, counted", list(kinds), rows)])
 
