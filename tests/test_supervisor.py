@@ -456,6 +456,7 @@ def refused(tmp_path, monkeypatch, capsys):
         ),
         (["APP:jobs", "--engine", "APP:engine", "--lease", "0.1"], 2, "lease must be at least"),
         (["APP:jobs", "--engine", "APP:engine", "--session", "APP:number"], 2, "session must be"),
+        (["APP:jobs", "--engine", "APP:engine", "--executor", "APP:number"], 2, "executor must be a function"),
     ],
 )
 def test_what_cannot_work_is_said_before_a_child_is_started(refused, arguments, code, words):
