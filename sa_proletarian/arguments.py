@@ -36,6 +36,13 @@ def span_from(written: str) -> timedelta:
     return timedelta(**{_UNITS[found[2]]: float(found[1])})
 
 
+def boolean(what: str, value: object) -> bool:
+    """Give ``value`` if it is ``True`` or ``False``."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{what} must be True or False, got {value!r}")
+    return value
+
+
 def finite(what: str, value: object) -> None:
     """Refuse what is no finite number."""
     if not isinstance(value, int | float) or isinstance(value, bool):

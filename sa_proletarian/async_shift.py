@@ -23,6 +23,7 @@ from .async_lane import AsyncLane
 from .execution import Execution
 from .feeder import Feeder, OnPollingError
 from .lanes import Lanes
+from .listening import Ears
 from .retention import Retention
 from .runs import Report, Run, Settled
 from .shift import HOPELESS, LAST_CALLS
@@ -42,6 +43,7 @@ class AsyncShift:
         polling_interval: timedelta,
         on_polling_error: OnPollingError | None,
         on_shutdown: Callable[[], Any] | None,
+        ears: Ears,
         retention: Retention | None = None,
     ) -> None:
         self._execution = execution
@@ -58,6 +60,7 @@ class AsyncShift:
             slots=concurrency,
             polling_interval=polling_interval,
             on_polling_error=on_polling_error,
+            ears=ears,
         )
         self._deadline = float("inf")
         self._fed = asyncio.Event()

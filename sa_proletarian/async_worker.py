@@ -27,6 +27,7 @@ from .connections import Pooler, own_engine
 from .execution import Execution
 from .feeder import OnPollingError
 from .lifecycle import Claim
+from .listening import ears
 from .models import DEFAULT_QUEUE, checked_name
 from .proletarian import Proletarian
 from .registry import OnFailed
@@ -51,7 +52,7 @@ class AsyncWorker:
     :param queue: which queue to work on; default ``"default"``.
     :param concurrency: how many handlers run at once; default 100.
     :param connections: how many of them may hold a connection at once, from their session's first use to their end; the
-        others wait. Default 5; the worker's feeder has one more.
+        others wait. Default 5; the worker's feeder has one more, and one on which it listens.
     :param timeout: as for :class:`Worker`; an ``async def`` handler is cancelled then, by a ``CancelledError``.
     :param session: the app's ``async_sessionmaker`` (or ``async_scoped_session``), whose class and options handlers'
         sessions keep.
@@ -63,9 +64,9 @@ class AsyncWorker:
     :param executor: as for :class:`Worker`.
 
     The other arguments mean what they mean for :class:`Worker`: ``polling_interval``, ``retry``, ``on_polling_error``,
-    ``termination_timeout``, ``lease``, ``crash_ceiling``, ``retention``, ``listener`` and ``worker_id``, with the same
-    defaults. Retry strategies, listeners and ``on_polling_error`` are plain functions; keep them quick, they run between
-    the handlers.
+    ``termination_timeout``, ``lease``, ``crash_ceiling``, ``retention``, ``listener``, ``wake`` and ``worker_id``, with the
+    same defaults. Retry strategies, listeners and ``on_polling_error`` are plain functions; keep them quick, they run
+    between the handlers.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class AsyncWorker:
         around: AsyncAround | None = None,
         listener: events.Listener = events.log_event,
         pooler: Pooler | None = None,
+        wake: bool = True,
         worker_id: str | None = None,
         on_shutdown: Callable[[], Any] | None = None,
         executor: MakeExecutor | None = None,
@@ -103,6 +105,7 @@ class AsyncWorker:
         self._jobs = jobs
         self._engine = engine.sync_engine
         self._pooler: Pooler | None = pooler
+        self._wake = arguments.boolean("wake", wake) and jobs.wake
         self._concurrency = arguments.at_least("concurrency", concurrency, 1)
         self._connections = arguments.at_least("connections", connections, 1)
         self._polling_interval = arguments.span("polling_interval", polling_interval, timedelta(milliseconds=1))
@@ -246,6 +249,15 @@ class AsyncWorker:
             on_polling_error=self._on_polling_error,
             on_shutdown=self._on_shutdown,
             retention=self._make_retention(transactions.stopping),
+            ears=ears(
+                self._engine,
+                jobs.job_model.__table__,
+                self.queue,
+                self._emit,
+                name=self.worker_id,
+                wake=self._wake,
+                pooler=self._pooler,
+            ),
         )
         return shift
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
+from itertools import chain, repeat
 from typing import Any
 from uuid import UUID
 
@@ -33,6 +34,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSON as PG_JSON
 from sqlalchemy.orm import Mapper, sessionmaker
 
+from . import waking
 from .arguments import at_least, callable_or_none
 from .drafts import Drafts, Group, Item, same_kind
 
@@ -57,9 +59,11 @@ def put_many(
     _check_target(target)
     drafts.begin()
     with target.begin_nested():
-        insertion = Insertion(_connection(target, drafts.mapper), drafts.mapper)
+        connection = _connection(target, drafts.mapper)
+        insertion = Insertion(connection, drafts.mapper)
         for chunk in _chunks(drafts, items, chunk_size):
             ids += insertion.insert(chunk)
+            waking.enqueued_many(connection, drafts.mapper.class_, chain.from_iterable(map(_news, chunk)))
             if progress is not None:
                 progress(len(ids))
     return ids
@@ -80,6 +84,18 @@ def _chunks(drafts: Drafts, items: Iterable[Item], size: int) -> Iterator[list[G
             count, room = 0, MOST_TEXT
     if count:
         yield drafts.end()
+
+
+def _news(group: Group) -> set[tuple[Any, ...]]:
+    """Give the queues of a group, each with the instants that say whether its jobs are due."""
+    names = ("queue", "process_at", "enqueued_at")
+    once = None if any(name in group.own for name in names) else 1
+    columns = (group.own[name] if name in group.own else _repeated(group.shared.get(name), once) for name in names)
+    return set(zip(*columns, strict=False))
+
+
+def _repeated(value: Any, times: int | None) -> Iterator[Any]:
+    return repeat(value) if times is None else repeat(value, times)
 
 
 class Insertion:

@@ -252,6 +252,13 @@ class PruningFailed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WakeUpsUnavailable(Event):
+    """The worker cannot listen for enqueues (``error`` says why): until it can, it finds jobs by polling alone."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerInterrupted(Event):
     """A signal asks the worker to stop."""
 

@@ -20,12 +20,14 @@ from . import clock, events
 from .dialects import trouble
 from .errors import ConfigurationError
 from .execution import Execution
+from .listening import Ears
 from .outcomes import INTERRUPTED, Ruling
 from .overtime import Overtime
-from .polling import LONGEST_WAIT, FinishRate, back_off, jittered, wanted
+from .polling import LONGEST_WAIT, FinishRate, back_off, wanted
 from .presence import Presence
 from .progress import Progress
 from .requests import Requests
+from .rest import Rest
 from .runs import Report, Run
 from .sessions import throw_away
 from .setbacks import OnPollingError as OnPollingError
@@ -50,13 +52,15 @@ class Feeder:
         slots: int,
         polling_interval: timedelta,
         on_polling_error: OnPollingError | None,
+        ears: Ears,
     ) -> None:
         self._transactions = execution.transactions
         self._conclusion = execution.conclusion
         self._emit = execution.conclusion.emit
         self._tray = tray
         self._slots = slots
-        self._interval = polling_interval.total_seconds()
+        self._rest = Rest(polling_interval.total_seconds(), ears.place)
+        self._ears = ears
         self._lease = execution.transactions.lease.total_seconds()
         self._setbacks = Setbacks(self._emit, on_polling_error)
         self._overtime = Overtime(execution)
@@ -71,7 +75,6 @@ class Feeder:
         self._pending: dict[Run, Report] = {}
         self._rate = FinishRate()
         self._solitude = Solitude(self._lease)
-        self._next_poll = clock.monotonic() + (jittered(min(self._interval, 1.0)) - 0.9 * min(self._interval, 1.0))
         self._unknown_types = UnknownTypes(execution.transactions, self._emit)
         self._next_give_back = self._next_look_at_leases = 0.0
         self._deadline: float | None = None
@@ -87,6 +90,11 @@ class Feeder:
         if not self._wake.is_set():
             self._wake.set()
 
+    def ring(self) -> None:
+        """Take note that something was enqueued, or may have been."""
+        self._rest.ring()
+        self._wake.set()
+
     def stop(self, deadline: float) -> None:
         """Claim no more, interrupt what runs, and end by ``deadline`` (monotonic seconds); an earlier one counts."""
         self._deadline = deadline if self._deadline is None else min(deadline, self._deadline)
@@ -97,12 +105,13 @@ class Feeder:
 
     def run(self) -> None:
         """Feed until stopped, and then until everything is settled or released or the deadline has passed."""
-        while not self._done:
-            try:
-                self._turn()
-            except Exception as error:
-                self._stumble(error)
-        self._disconnect()
+        with self._ears.open(self.ring):
+            while not self._done:
+                try:
+                    self._turn()
+                except Exception as error:
+                    self._stumble(error)
+            self._disconnect()
 
     def _turn(self) -> None:
         self._collect()
@@ -111,6 +120,8 @@ class Feeder:
         self._settle(connection)
         self._renew(connection)
         if self._stopping:
+            self._ears.end()
+            self._rest.show_nothing(connection)
             self._wind_down(connection)
         else:
             self._give_back_old()
@@ -124,7 +135,7 @@ class Feeder:
             self._heed_requests(connection)
             self._progress.show(connection, self._outstanding)
             self._presence.show(connection, idle=self._is_idle())
-            self._rest()
+            self._pause()
 
     def _is_idle(self) -> bool:
         """Whether a job that were due now would start at once."""
@@ -150,7 +161,7 @@ class Feeder:
                     self._pending[run] = report
         self._rate.finished(count, clock.monotonic())
 
-    def _rest(self) -> None:
+    def _pause(self) -> None:
         """Wait for a handler to end, or for the next thing to be due."""
         if not self._ended:
             self._wake.wait(max(0.0, self._next_turn() - clock.monotonic()))
@@ -163,7 +174,7 @@ class Feeder:
         if self._stopping:
             due += [moment for moment in (self._deadline, self._force_at) if moment is not None and moment > now]
         elif self._wanted():
-            due.append(self._next_poll)
+            due.append(self._rest.until)
         return min(due)
 
     # claim ------------------------------------------------------------------------------------------------------------
@@ -176,11 +187,12 @@ class Feeder:
     def _claim(self, connection: Connection) -> None:
         now = clock.monotonic()
         count = self._wanted()
-        if not count or now < self._next_poll:
+        if not count or not self._rest.is_over(now):
             return
         idle = not self._outstanding
         passes_over = self._solitude.passes_over(now, idle=idle)
         self._emit(events.PollingForJobs)
+        self._rest.poll()
         claimed = self._transactions.claim(connection, limit=count, idle=idle, skip_last_chance=passes_over)
         self._setbacks.found_table()
         self._solitude.claimed(claimed, now, idle=idle)
@@ -188,8 +200,10 @@ class Feeder:
         self._outstanding.update(claimed.runs)
         self._overtime.watch(claimed.runs)
         self._tray.put(claimed.runs)
-        if not claimed.runs and not claimed.condemned:
-            self._next_poll = now + jittered(self._interval)
+        if claimed.runs or claimed.condemned:
+            self._rest.found_work(connection)
+        else:
+            self._rest.found_nothing(connection, now, hears=self._ears.hear)
             self._unknown_types.look(connection, now)
         if claimed.condemned:
             self._settle(connection)
@@ -295,6 +309,7 @@ class Feeder:
 
     def _connected(self) -> Connection:
         if self._connection is None:
+            self._rest.lost()
             self._connection = self._transactions.engine.connect()
         return self._connection
 

@@ -153,9 +153,6 @@ class _Tables:
     def notes(self, role: Role, to: str) -> Iterator[str]:
         if self._schema_of(self._job_table) is None:
             yield "The models name no schema: run this with the search_path of the app, whose schema the role must USE."
-        if role == "enqueuer":
-            yield "Only where enqueues wake idle workers, so that the app sees which are idle:"
-            yield f"GRANT SELECT ON {self._worker} TO {quoted(to)};"
         if role == "worker":
             yield "Only where workers prune the archive (retention=):"
             yield f"GRANT SELECT, DELETE ON {self._archived} TO {quoted(to)};"

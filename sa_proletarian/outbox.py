@@ -12,6 +12,8 @@ from sqlalchemy import Connection, insert, inspect
 from sqlalchemy.orm import sessionmaker
 from sqlalchemy.orm.attributes import set_committed_value
 
+from . import waking
+
 J = TypeVar("J")
 
 
@@ -40,6 +42,7 @@ def _insert(connection: Connection, job: J) -> J:
     result = connection.execute(insert(mapper.local_table).values(columns))
     for attribute, value in zip(mapper.primary_key, result.inserted_primary_key or (), strict=False):
         set_committed_value(job, mapper.get_property_by_column(attribute).key, value)
+    waking.enqueued(connection, job)
     return job
 
 

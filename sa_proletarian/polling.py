@@ -16,6 +16,9 @@ LARGEST_BATCH = 500
 LONGEST_WAIT = 1.0
 """A claimed job that has waited so many seconds behind busy slots is given back, for others to take."""
 
+SHORTEST_WAIT = 0.01
+"""So many seconds after the last job a worker looks for the next one; then it waits longer from poll to poll."""
+
 FIRST_BACK_OFF = 0.1
 LONGEST_BACK_OFF = 5.0
 
@@ -106,6 +109,11 @@ def back_off(failures: int, chance: Callable[[], float] = random.random) -> floa
     """Give the seconds to wait after so many failures in a row: doubling up to 5 s, with jitter by half either way."""
     exact = min(LONGEST_BACK_OFF, FIRST_BACK_OFF * 2.0 ** min(failures - 1, 16))
     return exact * (0.5 + chance())
+
+
+def after_work(interval: float, empty_polls: int) -> float:
+    """Give the seconds to wait after a poll that found nothing, and others before: doubling up to ``interval``."""
+    return min(interval, SHORTEST_WAIT * 2.0 ** min(empty_polls, 32))
 
 
 def jittered(seconds: float, chance: Callable[[], float] = random.random) -> float:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from sqlalchemy import Engine, inspect
 from sqlalchemy.orm import Mapper, configure_mappers
 
-from . import bulk, cancellation, drafts, events, outbox, pruning
+from . import bulk, cancellation, drafts, events, outbox, pruning, waking
 from . import clock as clocks
-from .arguments import timeout_or_none
+from .arguments import boolean, timeout_or_none
 from .cancellation import USUAL_REASON, Cancellation
 from .connections import own_engine, plain
 from .drafts import Item
@@ -55,16 +55,22 @@ class Proletarian(Registry, Generic[J, A]):
     :param archived_model: the app's class of :class:`ArchivedJobMixin`; by default the library's own.
     :param clock: gives the current instant for ``enqueued_at`` and for relative due times, as an aware ``datetime``; the
         default is the system's. After the enqueue only the database's clock counts.
+    :param wake: let an enqueue wake a worker that is idle, by one statement more in each transaction; default ``True``. It
+        is a matter of the job model: one ``Proletarian`` of it that wakes is enough.
     """
 
     @overload
-    def __init__(self: Proletarian[Job, ArchivedJob], *, clock: clocks.Clock = ...) -> None: ...
+    def __init__(self: Proletarian[Job, ArchivedJob], *, clock: clocks.Clock = ..., wake: bool = ...) -> None: ...
 
     @overload
-    def __init__(self: Proletarian[M, ArchivedJob], job_model: type[M], *, clock: clocks.Clock = ...) -> None: ...
+    def __init__(
+        self: Proletarian[M, ArchivedJob], job_model: type[M], *, clock: clocks.Clock = ..., wake: bool = ...
+    ) -> None: ...
 
     @overload
-    def __init__(self, job_model: type[J], archived_model: type[A], *, clock: clocks.Clock = ...) -> None: ...
+    def __init__(
+        self, job_model: type[J], archived_model: type[A], *, clock: clocks.Clock = ..., wake: bool = ...
+    ) -> None: ...
 
     def __init__(
         self,
@@ -72,6 +78,7 @@ class Proletarian(Registry, Generic[J, A]):
         archived_model: type[ArchivedJobMixin] = ArchivedJob,
         *,
         clock: clocks.Clock = clocks.system_clock,
+        wake: bool = True,
     ) -> None:
         super().__init__()
         if not callable(clock):
@@ -83,6 +90,9 @@ class Proletarian(Registry, Generic[J, A]):
             )
         self.archived_model: type[A] = _checked_model(archived_model, ArchivedJobMixin)
         self.clock: clocks.Clock = clock
+        self.wake: bool = boolean("wake", wake)
+        if wake:
+            waking.watch(self.job_model)
 
     def enqueue(
         self,

@@ -15,6 +15,7 @@ from typing import Any
 from . import clock, events
 from .execution import Execution
 from .feeder import Feeder, OnPollingError
+from .listening import Ears
 from .outcomes import connection_died
 from .retention import Retention
 from .runs import Report, Run
@@ -39,6 +40,7 @@ class Shift:
         polling_interval: timedelta,
         on_polling_error: OnPollingError | None,
         on_shutdown: Callable[[], Any] | None,
+        ears: Ears,
         retention: Retention | None = None,
     ) -> None:
         self._execution = execution
@@ -46,6 +48,7 @@ class Shift:
         self._emit = execution.conclusion.emit
         self._worker_id = execution.transactions.worker_id
         self._on_shutdown = on_shutdown
+        self._ears = ears
         self._tray = Tray(self._replace)
         self._feeder = self._make_feeder(slots=threads, polling_interval=polling_interval, on_polling_error=on_polling_error)
         self._deadline = float("inf")
@@ -100,7 +103,7 @@ class Shift:
             inbox.put(DONE)
 
     def _make_feeder(self, **options: Any) -> Feeder:
-        return Feeder(self._execution, self._tray, **options)
+        return Feeder(self._execution, self._tray, ears=self._ears, **options)
 
     def _thread(self, target: Callable[..., None], name: str, *args: Any) -> threading.Thread:
         # daemon: a forgotten worker must not keep the interpreter from exiting; its leases run out by themselves

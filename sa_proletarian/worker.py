@@ -23,6 +23,7 @@ from .computation import MakeExecutor, begun, checked_executor
 from .connections import Pooler, own_engine, plain
 from .execution import Around, build_execution
 from .feeder import OnPollingError
+from .listening import ears
 from .models import DEFAULT_QUEUE, checked_name
 from .proletarian import Proletarian
 from .registry import OnFailed, is_async
@@ -42,7 +43,8 @@ class Worker:
 
     :param jobs: the app's :class:`Proletarian`: its models and handlers.
     :param engine: the app's engine, of any driver; an ``AsyncEngine`` too. The worker connects as it does, with a pool of
-        its own of ``threads + 2`` connections; async handlers have up to ``threads`` more.
+        its own of ``threads + 2`` connections, and one more on which it listens; async handlers have up to ``threads``
+        more.
     :param queue: which queue to work on; default ``"default"``.
     :param threads: how many handlers run at once, of both kinds together; default 1.
     :param polling_interval: how long to wait when the queue was found empty; default 100 ms, stretched or shortened by
@@ -72,6 +74,8 @@ class Worker:
     :param listener: takes every event; the default writes to the logger ``sa_proletarian``.
     :param pooler: ``"transaction"`` when PgBouncer, or another pooler, stands between in transaction mode: nothing that
         lives longer than a transaction is then left on the server.
+    :param wake: let enqueues wake the worker while it is idle, by a connection of its own on which it listens; default
+        ``True``. Not where the jobs' own ``wake`` is off, nor behind a pooler, where only enqueues in this process do.
     :param worker_id: names the worker in events, threads and ``claimed_by``; the default is unique,
         ``proletarian[queue]@host:pid:random``.
     :param on_shutdown: called without arguments once the worker has stopped and everything is settled.
@@ -102,6 +106,7 @@ class Worker:
         around: Around | None = None,
         listener: events.Listener = events.log_event,
         pooler: Pooler | None = None,
+        wake: bool = True,
         worker_id: str | None = None,
         on_shutdown: Callable[[], Any] | None = None,
         executor: MakeExecutor | None = None,
@@ -114,6 +119,7 @@ class Worker:
         self._jobs = jobs
         self._engine: Engine = plain(engine)
         self._pooler: Pooler | None = pooler
+        self._wake = arguments.boolean("wake", wake) and jobs.wake
         self._threads = arguments.at_least("threads", threads, 1)
         self._polling_interval = arguments.span("polling_interval", polling_interval, timedelta(milliseconds=1))
         self._retry = checked_strategy(retry)
@@ -222,6 +228,15 @@ class Worker:
             on_polling_error=self._on_polling_error,
             on_shutdown=self._on_shutdown,
             retention=self._make_retention(execution.stopping),
+            ears=ears(
+                self._engine,
+                self._jobs.job_model.__table__,
+                self.queue,
+                self._emit,
+                name=self.worker_id,
+                wake=self._wake,
+                pooler=self._pooler,
+            ),
         )
 
     def _make_retention(self, stopping: Stopping) -> Retention | None:

@@ -141,7 +141,7 @@ def test_a_hundred_handlers_that_leave_their_session_alone_hold_no_connection(ur
             await seen("job_finished", 100)
 
     asyncio.run(main())
-    assert connections[0] <= 2  # the feeder's, and that of the fixture
+    assert connections[0] <= 3  # the feeder's, the one to listen with, and that of the fixture
 
 
 def test_handlers_wait_for_a_connection_and_none_fails_by_waiting(url, jobs, enqueue, recorder, seen, rows):
@@ -160,7 +160,7 @@ def test_handlers_wait_for_a_connection_and_none_fails_by_waiting(url, jobs, enq
 
     asyncio.run(main())
     assert effects(rows) == ["written"] * 30
-    assert max(most) <= 4  # two handlers, the feeder, the fixture
+    assert max(most) <= 5  # two handlers, the feeder, the one to listen with, the fixture
     assert set(recorder.names) <= {"handling_job", "job_finished", "shutting_down", "completed_shutdown"}
 
 

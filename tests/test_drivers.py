@@ -387,4 +387,5 @@ def test_a_stopped_worker_leaves_no_thread_and_no_connection(async_app, jobs, en
     recorder.wait_for("job_finished")
     assert worker.stop()
     assert set(threading.enumerate()) <= before
-    assert [getattr(raw, "closed", None) or raw.is_closed() for raw in opened] == [True, True]
+    assert len(opened) >= 2
+    assert all(getattr(raw, "closed", None) or raw.is_closed() for raw in opened)

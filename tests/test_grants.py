@@ -554,6 +554,12 @@ def test_models_of_another_kind_are_refused():
 
 
 def test_what_is_optional_is_a_comment(tables):
+    script = grants("worker", to="Web app").script().splitlines()
+    assert '-- GRANT proletarian_enqueuer TO "Web app";' in script
+    assert not [line for line in script if line.startswith("GRANT") and "enqueuer" in line]
+
+
+def test_an_enqueuer_that_wakes_workers_needs_nothing_more(tables):
     script = grants("enqueuer", to="Web app").script().splitlines()
     assert [line for line in script if not line.startswith("--")] == ['GRANT INSERT ON TABLE proletarian_job TO "Web app";']
-    assert script[-1] == '-- GRANT SELECT ON TABLE proletarian_worker TO "Web app";'
+    assert not [line for line in script if "proletarian_worker" in line]

@@ -708,7 +708,7 @@ def test_the_workers_connections_are_made_as_the_engines_are(jobs, database_url,
         lambda session, job: names.append(session.scalar(text("SELECT current_setting('application_name')")))
     )
     enqueue("work")
-    start_worker(jobs, engine)
+    start_worker(jobs, engine, wake=False)
     recorder.wait_for("job_finished")
     assert names == ["the app"] and len(connects) == 2 and begins
     assert engine.pool.checkedin() == engine.pool.checkedout() == 0

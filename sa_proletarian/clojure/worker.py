@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 from sa_proletarian import arguments, events
 from sa_proletarian.connections import Pooler, own_engine, plain
 from sa_proletarian.execution import Around
+from sa_proletarian.listening import ears
 from sa_proletarian.registry import OnFailed
 from sa_proletarian.retry import RetryStrategy, checked_strategy
 from sa_proletarian.sessions import checked_maker
@@ -104,4 +105,5 @@ class ClojureWorker(Worker):
             polling_interval=self._polling_interval,
             on_polling_error=self._on_polling_error,
             on_shutdown=self._on_shutdown,
+            ears=ears(self._engine, self._jobs.job_model.__table__, self.queue, self._emit, name=self.worker_id, wake=False),
         )
