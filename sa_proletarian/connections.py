@@ -35,6 +35,11 @@ _POOLED_MYSQL = (
     "what ends the connection of a handler that hangs is a lock of that connection"
 )
 
+_NO_CANCEL = (
+    "what waits for this driver of MariaDB or MySQL cannot be cancelled from an event loop; "
+    "for async def handlers give the worker an AsyncEngine: create_async_engine('mariadb+asyncmy://…')"
+)
+
 _ASYNCPG_CACHES = (
     "behind a pooler in transaction mode asyncpg must not keep prepared statements; "
     "make the engine with connect_args={'statement_cache_size': 0}"
@@ -105,6 +110,13 @@ def same_database(bind: Any, engine: Engine) -> bool:
     return getattr(bind, "engine", bind) is engine or getattr(bind, "pool", None) is engine.pool
 
 
+def only_postgresql(engine: Engine | AsyncEngine, what: str) -> None:
+    """Refuse ``engine`` where ``what`` is not made for its database."""
+    name = plain(engine).dialect.name
+    if name in MYSQL:
+        raise ConfigurationError(f"{what} needs PostgreSQL; the engine's dialect is {name!r}")
+
+
 def _check(engine: Engine, pooler: str | None) -> None:
     if not isinstance(engine, Engine):
         raise TypeError(f"a worker takes an Engine or an AsyncEngine, got a {type(engine).__name__}")
@@ -138,6 +150,8 @@ def _way_of_connecting(engine: Engine, *, on_this_loop: bool) -> tuple[type[Queu
             from .bridge import BridgedCreator, BridgedPool  # noqa: PLC0415 (it needs greenlet, as an AsyncEngine does)
 
             return BridgedPool, BridgedCreator(engine.pool), dialect
+        case _ if dialect.name in MYSQL:
+            raise ConfigurationError(_NO_CANCEL)
         case _:
             from .aside import AsidePool, aside_dialect  # noqa: PLC0415 (it needs greenlet, as async handlers do)
 

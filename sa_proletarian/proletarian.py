@@ -16,7 +16,7 @@ from . import bulk, cancellation, drafts, events, outbox, pruning, waking
 from . import clock as clocks
 from .arguments import boolean, timeout_or_none
 from .cancellation import USUAL_REASON, Cancellation
-from .connections import own_engine, plain
+from .connections import only_postgresql, own_engine, plain
 from .drafts import Item
 from .execution import Around, build_execution
 from .inline import process_next
@@ -222,8 +222,10 @@ class Proletarian(Registry, Generic[J, A]):
         :param dry_run: only count them.
         :param progress: called as ``(rows, share)`` after each batch, ``share`` of the table between 0 and 1.
         """
+        own = own_engine(engine, size=1)
+        only_postgresql(engine, "prune")
         return pruning.prune(
-            own_engine(engine, size=1),
+            own,
             self.archived_model,
             older_than,
             queue=queue,

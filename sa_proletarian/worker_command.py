@@ -23,7 +23,7 @@ from sqlalchemy.exc import ArgumentError
 from . import clock
 from .arguments import span_from
 from .child import Child
-from .connections import own_engine
+from .connections import only_postgresql, own_engine
 from .errors import ConfigurationError
 from .event_log import logger
 from .hand_back import Deceased, HandBack
@@ -228,6 +228,7 @@ def _supervise(app: App) -> int:
     arguments = app.arguments
     lease = arguments.lease or timedelta(seconds=30)
     engine = own_engine(app.engine, size=1, pooler=arguments.pooler)
+    only_postgresql(app.engine, "sa-proletarian worker with several processes")
     hand_back = HandBack(engine, app.jobs.job_model, lease=lease.total_seconds())
 
     def command(name: str, line: int) -> list[str]:

@@ -7,6 +7,7 @@ was not run; the last test compares what it would be told with what MariaDB is t
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -28,6 +29,7 @@ from sa_proletarian import (
     metadata,
     uuid7,
 )
+from sa_proletarian.clojure import ClojureProletarian
 from sa_proletarian.connections import own_engine
 from sa_proletarian.dialects import Trouble, trouble
 from sa_proletarian.mysql.lifecycle import MySQLLifecycle
@@ -121,7 +123,8 @@ def test_a_deadlock_that_the_handler_swallows_undoes_the_job_as_it_undoes_what_w
         rivals.append(Rival(engine))
         with pytest.raises(OperationalError, match="1213"):
             deadlocked(rivals[0], session)
-        session.rollback()
+        with suppress(OperationalError):  # its savepoint is gone
+            session.rollback()
         write(session, "after the deadlock")
         session.commit()
 
@@ -475,6 +478,26 @@ def test_refuses_an_autocommit_engine(mariadb):
 def test_refuses_a_pooler():
     with pytest.raises(ConfigurationError, match="no pooler"):
         Worker(Proletarian(), create_engine("mysql+pymysql://"), pooler="transaction")
+
+
+def test_refuses_what_is_not_made_for_it_yet():
+    engine = create_engine("mariadb+pymysql://")
+    with pytest.raises(ConfigurationError, match="prune needs PostgreSQL"):
+        Proletarian().prune(engine, older_than=HOUR)
+    with pytest.raises(ConfigurationError, match="retention= needs PostgreSQL"):
+        Worker(Proletarian(), engine, retention=HOUR)
+    with pytest.raises(ConfigurationError, match="a ClojureProletarian needs PostgreSQL"):
+        ClojureProletarian().process_next(engine)
+
+
+def test_refuses_async_handlers_where_the_driver_cannot_be_cancelled():
+    async def work(session, job):
+        raise AssertionError("never called")
+
+    jobs = Proletarian()
+    jobs.handler("work")(work)
+    with pytest.raises(ConfigurationError, match="asyncmy"):
+        Worker(jobs, create_engine("mariadb+pymysql://")).start()
 
 
 # MySQL

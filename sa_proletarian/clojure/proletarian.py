@@ -14,7 +14,7 @@ from sqlalchemy.orm import configure_mappers
 
 from sa_proletarian import clock as clocks
 from sa_proletarian import events, outbox
-from sa_proletarian.connections import Pooler, own_engine, plain
+from sa_proletarian.connections import Pooler, only_postgresql, own_engine, plain
 from sa_proletarian.execution import Around, Execution, build_execution
 from sa_proletarian.outcomes import Outcome
 from sa_proletarian.registry import OnFailed, Registry
@@ -124,6 +124,7 @@ class ClojureProletarian(Registry):
         self, engine: Engine | AsyncEngine, *, size: int, session: Any, pooler: Pooler | None = None, **options: Any
     ) -> Execution:
         """Put together what runs jobs, with ``size`` connections of its own; for :meth:`process_next` and the worker."""
+        only_postgresql(engine, "a ClojureProletarian")
         self.refuse_coroutines()
         configure_mappers()
         app_engine: Engine = plain(engine)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Engine
 
 from sa_proletarian import arguments, events
-from sa_proletarian.connections import Pooler, own_engine, plain
+from sa_proletarian.connections import Pooler, only_postgresql, own_engine, plain
 from sa_proletarian.execution import Around
 from sa_proletarian.listening import ears
 from sa_proletarian.registry import OnFailed
@@ -65,6 +65,7 @@ class ClojureWorker(Worker):
     ) -> None:
         if not isinstance(jobs, ClojureProletarian):
             raise TypeError(f"a ClojureWorker takes a ClojureProletarian first, got a {type(jobs).__name__}")
+        only_postgresql(engine, "a ClojureWorker")
         own_engine(engine, size=1, pooler=pooler)  # refuses what cannot work, before anything is started
         self.queue: str = stored_name("queue", queue)
         self.worker_id: str = (

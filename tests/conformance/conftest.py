@@ -43,6 +43,8 @@ ENDS = {
 
 DRIVERS = {"sync": "psycopg", "async": "psycopg", "other async": "asyncpg"}
 
+MARIADBS = {"sync": "pymysql", "async": "asyncmy"}
+
 own = MetaData()
 effect = Table("effect", own, Column("what", String(100), nullable=False))
 
@@ -51,6 +53,9 @@ effect = Table("effect", own, Column("what", String(100), nullable=False))
 
 class PostgreSQL:
     """A database with the tables of all scenarios, and what of it is PostgreSQL's own."""
+
+    defers_constraints = True
+    an_error_spoils_the_transaction = True
 
     def __init__(self, url: Any) -> None:
         self._url = url
@@ -84,11 +89,53 @@ class PostgreSQL:
     def wait_for_ever(self, session: Session) -> None:
         session.execute(text("SELECT pg_sleep(3600)"))
 
+    def somebody_waits(self) -> bool:
+        """Say whether the server is at such a statement: a cancel that comes before it does nothing."""
+        return self._finds("SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query LIKE 'SELECT pg_sleep(%'")
+
+    def _finds(self, statement: str) -> bool:
+        with self.engine.connect() as connection:
+            return bool(connection.exec_driver_sql(statement.replace("%", "%%")).all())
+
     def spoil_payload(self, job_id: Any) -> None:
         """Store what this Python's ``json`` refuses to read."""
         statement = text("UPDATE proletarian_job SET payload = CAST(:payload AS jsonb) WHERE job_id = :id")
         with self.engine.begin() as connection:
             connection.execute(statement, {"payload": "1" + "0" * 5000, "id": job_id})
+
+
+class MariaDB(PostgreSQL):
+    """The same on MariaDB."""
+
+    defers_constraints = False
+    an_error_spoils_the_transaction = False
+
+    def __init__(self, url: Any) -> None:
+        self._url = url
+        self.engine = create_engine(self.url("sync"))
+        metadata.create_all(self.engine)
+        own.create_all(self.engine)
+
+    def url(self, kind: str) -> Any:
+        return self._url.set(drivername=f"mariadb+{MARIADBS[kind]}")
+
+    def id_of_process(self, session: Session) -> int:
+        return session.scalars(text("SELECT CONNECTION_ID()")).one()
+
+    def kill_process(self, number: int) -> None:
+        with self.engine.begin() as connection:
+            connection.execute(text("KILL CONNECTION :number"), {"number": number})
+
+    def wait_for_ever(self, session: Session) -> None:
+        session.execute(text("SELECT SLEEP(3600)"))
+
+    def somebody_waits(self) -> bool:
+        return self._finds("SELECT 1 FROM information_schema.processlist WHERE info LIKE 'SELECT SLEEP(%'")
+
+    def spoil_payload(self, job_id: Any) -> None:
+        statement = text("UPDATE proletarian_job SET payload = :payload WHERE job_id = :id")
+        with self.engine.begin() as connection:
+            connection.execute(statement, {"payload": "1" + "0" * 5000, "id": str(job_id)})
 
 
 @pytest.fixture(scope="session")
@@ -101,6 +148,18 @@ def given_database(postgres: Any, administration: Engine) -> Iterator[PostgreSQL
     database.engine.dispose()
     with administration.connect() as connection:
         connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture(scope="session")
+def given_mariadb(mariadb: Any) -> Iterator[MariaDB]:
+    name = f"test_{uuid4().hex}"
+    administration = create_engine(mariadb.url())
+    with administration.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    administration.dispose()
+    database = MariaDB(mariadb.url(name))
+    yield database
+    database.engine.dispose()
 
 
 # the forms --------------------------------------------------------------------------------------------------------------
@@ -168,8 +227,8 @@ class InWorker:
 
     is_worker = True
 
-    def __init__(self, running: Any, *, is_async: bool, **options: Any) -> None:
-        self._running, self.is_async, self._options = running, is_async, options
+    def __init__(self, running: Any, *, is_async: bool, on: str = "given_database", **options: Any) -> None:
+        self._running, self.is_async, self.on, self._options = running, is_async, on, options
 
     def working(self, jobs: Proletarian, database: PostgreSQL, listener: Any, **options: Any) -> Any:
         options = {"polling_interval": timedelta(milliseconds=20), **self._options, **options}
@@ -203,8 +262,8 @@ class Inline:
 
     is_worker = False
 
-    def __init__(self, kind: str) -> None:
-        self._kind, self.is_async = kind, kind != "sync"
+    def __init__(self, kind: str, on: str = "given_database") -> None:
+        self._kind, self.is_async, self.on = kind, kind != "sync", on
 
     def run_one(self, jobs: Proletarian, database: PostgreSQL, listener: Any, **options: Any) -> Outcome | None:
         if not self.is_async:
@@ -223,6 +282,8 @@ class Inline:
         return self.run_one(jobs, database, recorder) is None
 
 
+ONCE = pytest.mark.slow  # whatever the version of PostgreSQL
+
 FORMS = [
     pytest.param(InWorker(RunningThreads, is_async=False), id="Worker"),
     pytest.param(InWorker(RunningThreads, is_async=True), id="Worker-async"),
@@ -231,6 +292,9 @@ FORMS = [
     pytest.param(InWorker(RunningTasks, is_async=False), id="AsyncWorker-def", marks=pytest.mark.slow),
     pytest.param(Inline("sync"), id="process_next"),
     pytest.param(Inline("other async"), id="process_next_async", marks=pytest.mark.slow),
+    pytest.param(InWorker(RunningThreads, is_async=False, on="given_mariadb"), id="Worker-MariaDB", marks=ONCE),
+    pytest.param(Inline("sync", on="given_mariadb"), id="process_next-MariaDB", marks=ONCE),
+    pytest.param(InWorker(RunningTasks, is_async=True, on="given_mariadb"), id="AsyncWorker-MariaDB", marks=ONCE),
 ]
 
 # a job's life -----------------------------------------------------------------------------------------------------------
@@ -342,12 +406,13 @@ def awaited(handler: Any) -> Any:
 
 
 @pytest.fixture
-def life(form: Any, given_database: PostgreSQL, recorder: Any, monkeypatch: pytest.MonkeyPatch) -> Life:
+def life(form: Any, request: pytest.FixtureRequest, recorder: Any, monkeypatch: pytest.MonkeyPatch) -> Life:
     """Return a life in one form; its database is empty, and workers look at the worker table at each turn."""
     monkeypatch.setattr(requests, "INTERVAL", 0.0)
     monkeypatch.setattr(progress, "INTERVAL", 0.0)
-    given_database.empty()
-    return Life(form, given_database, Proletarian(), recorder)
+    database: PostgreSQL = request.getfixturevalue(form.on)
+    database.empty()
+    return Life(form, database, Proletarian(), recorder)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -130,6 +130,7 @@ def test_a_statement_that_still_runs_when_the_stop_shall_be_over_is_cancelled(li
     life.enqueue()
     with life.working() as worker:
         assert inside.wait(PATIENCE)
+        life.until(life.database.somebody_waits)
         assert worker.stop(NO_TIME)
     assert (life.queue, life.effects) == ([(0, 0, None)], [])
 

@@ -96,6 +96,10 @@ def test_a_swallowed_sql_error_is_a_failure(life):
         with pytest.raises(IntegrityError):
             life.write(session, None)
 
+    if not life.database.an_error_spoils_the_transaction:  # it undoes its own statement, and no more
+        assert life(handler) is Outcome.RETURNED
+        assert (life.archive, life.effects) == ([("success", 1)], ["written"])
+        return
     assert life(handler) is Outcome.GAVE_UP
     assert (life.archive, life.effects) == ([("failure", 1)], [])
 
@@ -110,6 +114,8 @@ def test_a_flush_error_is_a_failure_and_the_bookkeeping_is_kept(life):
 
 
 def test_a_broken_deferred_constraint_is_a_failure(life):
+    if not life.database.defers_constraints:
+        pytest.skip("this database has no constraints that only the COMMIT checks")
     names = []
 
     def handler(session, job):
