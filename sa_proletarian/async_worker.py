@@ -266,7 +266,7 @@ class AsyncWorker:
     def _make_retention(self, stopping: Stopping) -> Retention | None:
         if self._retention is None:
             return None
-        make_engine = partial(own_engine, self._engine, size=1)
+        make_engine = partial(own_engine, self._engine, size=1, pooler=self._pooler)
         jobs, name = self._jobs, self.worker_id
         return Retention(make_engine, jobs, self._retention, emit=self._emit, stopping=stopping, name=name)
 
