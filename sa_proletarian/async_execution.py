@@ -17,7 +17,7 @@ from typing import Any, cast
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, sessionmaker
-from sqlalchemy.util.concurrency import AsyncAdaptedLock, await_only
+from sqlalchemy.util.concurrency import await_only
 
 from .aside import do_aside
 from .conclusion import Conclusion
@@ -28,6 +28,29 @@ from .runs import Run, Settled
 from .sessions import Hold, held_class, held_options, hold_in, in_scope, maker_of
 
 
+class LoopLock:
+    """A lock for the greenlets of one event loop, which costs next to nothing as long as nobody else has it."""
+
+    __slots__ = ("_freed", "_taken")
+
+    def __init__(self) -> None:
+        self._taken = False
+        self._freed: asyncio.Event | None = None
+
+    def __enter__(self) -> bool:
+        while self._taken:
+            self._freed = self._freed or asyncio.Event()
+            await_only(self._freed.wait())
+        self._taken = True
+        return True
+
+    def __exit__(self, *error: object) -> None:
+        self._taken = False
+        freed, self._freed = self._freed, None
+        if freed is not None:
+            freed.set()
+
+
 class AsyncHold(Hold):
     """A hold on a connection of an async driver, whose handler runs in a task."""
 
@@ -35,7 +58,7 @@ class AsyncHold(Hold):
     cancelled: bool = False
 
     def _make_lock(self) -> AbstractContextManager[bool]:
-        return cast("AbstractContextManager[bool]", AsyncAdaptedLock())
+        return LoopLock()
 
     @property
     def in_coroutine(self) -> bool:
@@ -93,19 +116,31 @@ class AsyncExecution(Execution):
 
     async def _awaited(self, registration: Registration, session: Any, run: Run) -> BaseException | None:
         """Give the error with which the handler ended: raised out of a task, a ``SystemExit`` would end the loop."""
-        failure: BaseException | None = None
         try:
-            async with _entered(self.around(run.job) if self.around else nullcontext()):
-                try:
-                    with in_scope(self.session, session):
-                        await registration.handler(session, run.job, *run.computed)
-                        await session.run_sync(flush, run)
-                except BaseException as error:
-                    failure = error
-                    raise
+            if self.around is None and self.session is None:
+                await self._await_handler(registration, session, run)
+            else:
+                await self._await_handler_within(registration, session, run)
         except BaseException as error:
             return error
-        return failure  # a context manager that swallows errors must not turn a failure into a success
+        return None
+
+    async def _await_handler(self, registration: Registration, session: Any, run: Run) -> None:
+        await registration.handler(session, run.job, *run.computed)
+        if session.sync_session.in_transaction():  # else there is nothing for which a greenlet were needed
+            await session.run_sync(flush, run)
+
+    async def _await_handler_within(self, registration: Registration, session: Any, run: Run) -> None:
+        failure: BaseException | None = None
+        async with _entered(self.around(run.job) if self.around else nullcontext()):
+            try:
+                with in_scope(self.session, session):
+                    await self._await_handler(registration, session, run)
+            except BaseException as error:
+                failure = error
+                raise
+        if failure is not None:  # a context manager that swallows errors must not turn a failure into a success
+            raise failure
 
 
 @dataclass(frozen=True, slots=True)

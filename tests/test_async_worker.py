@@ -16,8 +16,10 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session
+from sqlalchemy.util.concurrency import await_only, greenlet_spawn
 
 from sa_proletarian import AsyncWorker, ConfigurationError, Job, Retry
+from sa_proletarian.async_execution import LoopLock
 from sa_proletarian.async_shift import AsyncShift
 
 PATIENCE = 20
@@ -233,6 +235,28 @@ def test_two_first_uses_at_once_do_not_lock_each_other_out(url, jobs, enqueue, r
 
     asyncio.run(main())
     assert rows("SELECT count(*) FROM proletarian_job WHERE claim_id IS NOT NULL") == [(0,)]
+
+
+def test_a_lock_of_the_loop_is_one_greenlets_at_a_time_also_when_one_that_waits_is_cancelled():
+    lock, inside, order = LoopLock(), asyncio.Event(), []
+
+    def use(name):
+        with lock:
+            order.append(f"{name} in")
+            inside.set()
+            await_only(asyncio.sleep(0.01))
+            order.append(f"{name} out")
+
+    async def main():
+        tasks = [asyncio.create_task(greenlet_spawn(use, name)) for name in "abc"]
+        await inside.wait()
+        tasks[1].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert tasks[1].cancelled()
+        await greenlet_spawn(use, "d")
+
+    asyncio.run(main())
+    assert order == ["a in", "a out", "c in", "c out", "d in", "d out"]
 
 
 def test_sessions_are_made_by_the_apps_sessionmaker(psycopg_url, jobs, enqueue, recorder, seen):
