@@ -35,6 +35,7 @@ from .job_ids import database_generated, uuid7
 from .model_factory import models_for
 from .models import ArchivedJob, ArchivedJobMixin, Job, JobMixin, metadata
 from .outcomes import Outcome, Status
+from .overview import Running, RunningJob, RunningWorker
 from .process_pools import processes
 from .proletarian import Proletarian
 from .retry import Retry, RetryStrategy, exponential
@@ -72,6 +73,9 @@ __all__ = [
     "ProletarianError",
     "Retry",
     "RetryStrategy",
+    "Running",
+    "RunningJob",
+    "RunningWorker",
     "Serializer",
     "SessionClosed",
     "Snooze",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from sqlalchemy import Engine, inspect
 from sqlalchemy.orm import Mapper, configure_mappers
 
-from . import bulk, cancellation, drafts, events, outbox, pruning, waking
+from . import bulk, cancellation, drafts, events, outbox, overview, pruning, waking
 from . import clock as clocks
 from .arguments import boolean, timeout_or_none
 from .cancellation import USUAL_REASON, Cancellation
@@ -201,6 +201,17 @@ class Proletarian(Registry, Generic[J, A]):
         ``ConfigurationError`` for a job that is being run where the database is on version 1 of the schema.
         """
         return cancellation.cancel(target, self.job_model, self.archived_model, job_id, reason, cancelling)
+
+    def running(self, target: Any, /) -> overview.Running:
+        """Read what goes on now: the workers, how far their jobs say they are, and which of these shall be given up.
+
+        :param target: a ``Session``, ``scoped_session``, Flask-SQLAlchemy's ``db.session`` or ``Connection``. For the async
+            ones: ``await session.run_sync(jobs.running)``.
+
+        It is for people, a moment old, and decides nothing. ``ConfigurationError`` where the database is on version 1 of
+        the schema.
+        """
+        return overview.running(target, self.job_model)
 
     def prune(
         self,
