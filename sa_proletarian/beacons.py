@@ -19,6 +19,9 @@ from sqlalchemy import Connection, text
 IDLE = "idle"
 """The kind of beacon that says: a worker of this queue would start a job at once."""
 
+LIFE = "life"
+"""The kind of beacon that says: this worker has a session of the server."""
+
 # the table's oid: the same for the enqueuer and the worker, also where one of them names a schema and the other has a
 # search_path. By the catalog where there is a schema, because to_regclass fails on one that the role may not use
 _OID = """
@@ -36,6 +39,7 @@ _RING = text(
     f"WITH keys AS MATERIALIZED ({_KEYS}) SELECT subject, pg_notify('sa_proletarian_' || key, '') FROM keys "  # noqa: S608
     f"WHERE {_BURNS.format(other='pg_notification_queue_usage() < 0.5')}"
 )
+_LOOK = text(f"WITH keys AS MATERIALIZED ({_KEYS}) SELECT subject FROM keys WHERE {_BURNS.format(other='true')}")  # noqa: S608
 _KEY = text(_KEYS)
 _LIGHT = text("SELECT pg_advisory_lock_shared(:key)")
 _PUT_OUT = text("SELECT pg_advisory_unlock_shared(:key)")
@@ -59,6 +63,12 @@ def address(connection_or_engine: Any, table: Any, subject: str) -> Address:
 def ring(connection: Connection, queues: Sequence[Address]) -> set[str]:
     """Notify, at the COMMIT, the idle workers of ``queues`` that there are; give the names of those queues."""
     rows: Any = connection.execute(_RING, _places(IDLE, queues))
+    return {row.subject for row in rows}
+
+
+def burning(connection: Connection, kind: str, places: Sequence[Address]) -> set[str]:
+    """Give the subjects of those of ``places`` where a beacon of this kind burns."""
+    rows: Any = connection.execute(_LOOK, _places(kind, places))
     return {row.subject for row in rows}
 
 

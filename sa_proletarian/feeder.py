@@ -36,6 +36,7 @@ from .solitude import Solitude
 from .transactions import SYSTEMIC
 from .tray import Intake
 from .unknown_types import UnknownTypes
+from .vigil import Vigil
 
 CANCEL_GRACE = 1.0
 GIVE_UP_GRACE = 3.0
@@ -66,6 +67,7 @@ class Feeder:
         self._overtime = Overtime(execution)
         self._end_early = execution.end_early
         self._presence = Presence(execution.transactions, self._emit, threads=slots)
+        self._vigil = Vigil(execution.transactions, self._presence, ears.place, tied=ears.listen)
         self._requests = Requests(execution.transactions, self._presence)
         self._progress = Progress(execution.transactions, self._presence)
         self._connection: Connection | None = None
@@ -134,7 +136,9 @@ class Feeder:
         else:
             self._heed_requests(connection)
             self._progress.show(connection, self._outstanding)
-            self._presence.show(connection, idle=self._is_idle())
+            self._presence.show(connection, idle=self._is_idle(), tied=self._ears.hear and self._vigil.lit)
+            if self._vigil.look(connection):
+                self._rest.ring()
             self._pause()
 
     def _is_idle(self) -> bool:
@@ -169,7 +173,7 @@ class Feeder:
 
     def _next_turn(self) -> float:
         now = clock.monotonic()
-        due = [now + min(LONGEST_WAIT, self._lease / 3)]
+        due = [now + min(LONGEST_WAIT, self._lease / 3), self._vigil.until]
         due += [*self._overtime.due(now), *(report.not_before for report in self._pending.values())]
         if self._stopping:
             due += [moment for moment in (self._deadline, self._force_at) if moment is not None and moment > now]
@@ -311,6 +315,7 @@ class Feeder:
         if self._connection is None:
             self._rest.lost()
             self._connection = self._transactions.engine.connect()
+            self._vigil.begin(self._connection)
         return self._connection
 
     def _disconnect(self) -> None:

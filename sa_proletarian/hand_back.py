@@ -1,8 +1,7 @@
 """The jobs of workers that have died: they are due at once, not when their leases run out.
 
-It owns the statement, and a thread in which the supervisor has it said: a database that is away must not keep it from its
-children. A claim whose lease is ended here is an expired claim like any other, so that its next claim counts the crash.
-It refuses to touch rows that a transaction still holds; it comes back for them.
+It owns a thread in which the supervisor has that said (the statement is in ``leases``): a database that is away must not
+keep it from its children. It comes back for rows that a transaction still holds.
 """
 
 from __future__ import annotations
@@ -13,13 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Text, any_, bindparam, func, select, update
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy import Engine
 
 from . import clock
-from .dialects import statement_now
 from .errors import describe
 from .event_log import logger
+from .leases import Leases as Leases
 from .lifecycle import Lifecycle
 from .roster import Roster
 from .transactions import SETTLE_LIMITS
@@ -41,25 +39,6 @@ class Deceased:
     worker_id: str
     queue: str
     at: float
-
-
-class Leases:
-    """The verb on leases of the dead, for one job model."""
-
-    def __init__(self, job_model: Any) -> None:
-        job = job_model.__table__
-        workers = bindparam("workers", type_=ARRAY(Text()))
-        theirs = (job.c.claimed_by == any_(workers), job.c.claimed_until > statement_now())
-        free = select(job.c.job_id).where(*theirs).with_for_update(key_share=True, skip_locked=True, of=job).subquery("free")
-        self._end: Any = update(job).where(job.c.job_id == free.c.job_id).values(claimed_until=statement_now())
-        self._left: Any = select(func.count()).select_from(job).where(*theirs)
-
-    def end(self, connection: Connection, worker_ids: Sequence[str]) -> tuple[int, int]:
-        """End the leases of ``worker_ids``, who must be dead; give how many, and how many rows somebody still holds."""
-        parameters = {"workers": list(worker_ids)}
-        ended: int = connection.execute(self._end, parameters).rowcount
-        left: int = connection.scalar(self._left, parameters) or 0
-        return ended, left
 
 
 class HandBack:

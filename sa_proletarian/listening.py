@@ -12,12 +12,13 @@ import socket
 import threading
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
 from . import beacons, events, waking
-from .beacons import IDLE, Address
+from .beacons import IDLE, LIFE, Address
 from .connections import Pooler, own_engine
 from .errors import ConfigurationError
 from .polling import back_off
@@ -34,11 +35,16 @@ class Ears:
     """
 
     def __init__(
-        self, engine: Engine | None, own: Engine | None, place: Address, emit: events.Emitter, *, name: str
+        self, engine: Engine | None, own: Engine | None, place: Address, emit: events.Emitter, *, worker_id: str
     ) -> None:
         self._engine = engine
         self.place: Address = place
-        self._listening = Listening(own, place, emit, name=name) if own is not None else None
+        self._listening = Listening(own, place, emit, worker_id=worker_id) if own is not None else None
+
+    @property
+    def listen(self) -> bool:
+        """Whether the worker has, or will have, a session to listen with."""
+        return self._listening is not None
 
     @property
     def hear(self) -> bool:
@@ -69,7 +75,7 @@ def ears(
     listens = wake and pooler is None and engine.dialect.name == "postgresql"
     own = own_engine(engine, size=1, on_this_loop=engine.dialect.is_async) if listens else None
     place = beacons.address(engine, table, queue)
-    return Ears(engine if wake else None, own, place, emit, name=f"{name}-ears")
+    return Ears(engine if wake else None, own, place, emit, worker_id=name)
 
 
 class Listening:
@@ -80,16 +86,17 @@ class Listening:
     :param place: the queue.
     """
 
-    def __init__(self, engine: Engine, place: Address, emit: events.Emitter, *, name: str) -> None:
+    def __init__(self, engine: Engine, place: Address, emit: events.Emitter, *, worker_id: str) -> None:
         self._engine = engine
         self._place = place
         self._emit = emit
+        self._worker_id = worker_id
         self._hears = False
         self._failures = 0
         self._ring: Callable[[], None] = _nobody
         self._closing = threading.Event()
         self._alarm, self._raise_alarm = socket.socketpair()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"{worker_id}-ears", daemon=True)
 
     @property
     def hears(self) -> bool:
@@ -156,6 +163,9 @@ class Listening:
             key = beacons.key_of(connection, IDLE, self._place)
             if key is None:
                 raise ConfigurationError(f"there is no table {self._place.table} whose queues could be listened to")
+            life = beacons.key_of(connection, LIFE, replace(self._place, subject=self._worker_id))
+            if life is not None:
+                beacons.light(connection, life)
             connection.execute(text("SELECT set_config('idle_session_timeout', '0', false)"))
             beacons.listen(connection, key)
         return beacons.channel(key)

@@ -20,7 +20,7 @@ SHORTEST_WAIT = 0.01
 """So many seconds after the last job a worker looks for the next one; then it waits longer from poll to poll."""
 
 FIRST_BACK_OFF = 0.1
-LONGEST_BACK_OFF = 5.0
+LONGEST_BACK_OFF = 2.0
 
 
 class _HasCrashes(Protocol):
@@ -106,7 +106,7 @@ def is_last_chance(crashes: int, ceiling: int) -> bool:
 
 
 def back_off(failures: int, chance: Callable[[], float] = random.random) -> float:
-    """Give the seconds to wait after so many failures in a row: doubling up to 5 s, with jitter by half either way."""
+    """Give the seconds to wait after so many failures in a row: doubling up to 2 s, with jitter by half either way."""
     exact = min(LONGEST_BACK_OFF, FIRST_BACK_OFF * 2.0 ** min(failures - 1, 16))
     return exact * (0.5 + chance())
 

@@ -42,21 +42,25 @@ class Presence:
         self._detail: dict[str, Any] = {"lease": self._lease, "threads": threads, "version": _version()}
         self._started_at: datetime | None = None
         self._idle: bool | None = None
+        self._tied = False
         self._next_write = 0.0
         self._next_change = 0.0
         self._next_upkeep = 0.0
         self._told: set[str | None] = set()
 
-    def show(self, connection: Connection, *, idle: bool) -> None:
+    def show(self, connection: Connection, *, idle: bool, tied: bool = False) -> None:
         """Write that the worker is here and whether it is idle, where that is due; strike off workers that have died.
+
+        :param tied: whether a beacon burns for as long as the worker lives.
 
         Raises only what says that ``connection`` is dead.
         """
         if self._roster is None:
             return
         now = clock.monotonic()
-        if now >= self._next_write or (idle != self._idle and now >= self._next_change):
-            self._register(self._roster, connection, idle=idle, now=now)
+        changed = idle != self._idle or tied != self._tied
+        if now >= self._next_write or (changed and now >= self._next_change):
+            self._register(self._roster, connection, idle=idle, tied=tied, now=now)
         if now >= self._next_upkeep and self._started_at is not None:
             pause = self.attempt(connection, self._roster.strike_off_the_dead)
             self._next_upkeep = now + (pause or self._lease)
@@ -72,12 +76,14 @@ class Presence:
             roster, self._roster = self._roster, None
             self.attempt(connection, lambda connection: roster.unregister(connection, **self._who))
 
-    def _register(self, roster: Roster, connection: Connection, *, idle: bool, now: float) -> None:
+    def _register(self, roster: Roster, connection: Connection, *, idle: bool, tied: bool, now: float) -> None:
+        detail = {**self._detail, "tied": True} if tied else self._detail
+
         def register(connection: Connection) -> None:
             self._started_at = roster.register(
-                connection, **self._who, idle=idle, detail=self._detail, started_at=self._started_at
+                connection, **self._who, idle=idle, detail=detail, started_at=self._started_at
             )
-            self._idle = idle
+            self._idle, self._tied = idle, tied
 
         pause = self.attempt(connection, register)
         self._next_write = now + (pause or self._lease / 3)

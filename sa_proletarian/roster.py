@@ -61,6 +61,11 @@ class Roster:
             if (row.now - row.last_seen_at).total_seconds() > SILENT_LEASES * lease_in(row.detail):
                 self._strike_off(connection, row.subject, row.worker_id, row.last_seen_at)
 
+    def tied(self, connection: Connection, *, queue: str) -> list[str]:
+        """Give the workers of ``queue`` that have said that they show a beacon for as long as they live."""
+        rows = connection.execute(self._seen).all()
+        return [row.worker_id for row in rows if row.subject == queue and is_tied(row.detail)]
+
     def _strike_off(self, connection: Connection, subject: str, worker_id: str, seen_at: datetime | None) -> None:
         connection.execute(self._strike, {"in_queue": subject, "name": worker_id, "seen_at": seen_at})
 
@@ -109,3 +114,12 @@ def lease_in(detail: Any) -> float:
             return float(lease)
         case _:
             return USUAL_LEASE
+
+
+def is_tied(detail: Any) -> bool:
+    """Say whether a worker has written down that a beacon burns while it lives."""
+    match detail:
+        case {"tied": True}:
+            return True
+        case _:
+            return False

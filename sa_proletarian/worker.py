@@ -53,7 +53,7 @@ class Worker:
     :param on_failed: called as ``(job, error)`` for handlers that have none of their own, after a job was archived as
         ``failure`` or ``crashed``; at most once. It may be ``async def``.
     :param on_polling_error: called with an error that polling or settling met; a true answer stops the worker. By
-        default it keeps running, after a pause that grows to 5 s (Proletarian's default is to stop).
+        default it keeps running, after a pause that grows to 3 s (Proletarian's default is to stop).
     :param termination_timeout: how long ``stop`` waits for running jobs; default 10 s. Then their SQL is cancelled, and
         what still does not end is released, to run again.
     :param lease: how long a claim holds without being renewed, which is how long a job waits whose process died;

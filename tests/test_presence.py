@@ -113,7 +113,7 @@ def test_a_worker_is_in_the_table_from_its_start_to_its_stop(start_worker, jobs,
     changes.wait_until(lambda: rows(ROW))
     [found] = rows("SELECT kind, subject, worker_id, idle, detail, started_at, last_seen_at FROM proletarian_worker")
     assert found[:4] == ("queue", "default", worker.worker_id, True)
-    assert {**found[4], "version": None} == {"lease": 12.0, "threads": 3, "version": None}
+    assert {**found[4], "version": None, "tied": True} == {"lease": 12.0, "threads": 3, "version": None, "tied": True}
     assert before < found[5] == found[6]
     assert worker.stop() is True
     assert rows(ROW) == []
