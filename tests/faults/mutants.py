@@ -236,14 +236,14 @@ MUTANTS = [
         "polling",
         "    if not is_last_chance(first.crashes, ceiling):\n        return Choice([first], condemned)",
         "    if not is_last_chance(first.crashes, ceiling):\n        return Choice(able, condemned)",
-        "tests/test_suspects.py",
+        "tests/test_polling.py",
     ),
     Mutant(
         "no crash ceiling",
         "polling",
         "condemned = [candidate for candidate in candidates if candidate.crashes >= ceiling]",
         "condemned = [candidate for candidate in candidates if candidate.crashes >= 1_000]",
-        "tests/test_suspects.py",
+        "tests/test_polling.py",
     ),
     Mutant(
         "leases that are not renewed",
