@@ -54,6 +54,7 @@ class LoopLock:
 class AsyncHold(Hold):
     """A hold on a connection of an async driver, whose handler runs in a task."""
 
+    _may_script = False
     _cancel: Callable[[], None] | None = None
     cancelled: bool = False
 

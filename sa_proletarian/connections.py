@@ -14,7 +14,7 @@ from sqlalchemy import Engine, event
 from sqlalchemy.engine import Dialect, ExceptionContext
 from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
-from . import mysql_errors
+from . import mysql_errors, scripts
 from .dialects import MYSQL, SUPPORTED
 from .errors import ConfigurationError, without_details
 from .keepalives import let_server_watch, watch_server
@@ -92,6 +92,7 @@ def own_engine(
     own = Engine(pool, dialect, app.url, hide_parameters=True)
     _share_events(own, app)
     event.listen(own, "handle_error", _leave_out_details)
+    scripts.listen_to(own)
     options = {**app.get_execution_options(), "isolation_level": "READ COMMITTED"}
     if dialect.name in MYSQL:
         event.listen(own, "handle_error", mysql_errors.note)

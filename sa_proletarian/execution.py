@@ -20,7 +20,7 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from . import clock, events, outcomes
+from . import clock, events, outcomes, scripts
 from .computation import Computation
 from .conclusion import Conclusion
 from .dialects import Trouble, sqlstate, tells_of_disconnection, trouble
@@ -255,7 +255,8 @@ class Execution:
     def _settle_held(self, run: Run, ruling: Ruling) -> Report | None:
         """Settle in the transaction that holds the job: with what the handler has done, or with that undone."""
         if ruling.outcome in _KEPT and not ruling.undone:
-            verdict = self._settle_and_commit(run, ruling)
+            in_one_trip = run.hold.scripted and ruling is outcomes.RETURNED
+            verdict = self._finish_and_commit(run) if in_one_trip else self._settle_and_commit(run, ruling)
             if not isinstance(verdict, Ruling):
                 return verdict
             ruling = verdict
@@ -296,6 +297,29 @@ class Execution:
             self.conclusion.tell(run, events.TransactionEscaped)
         self.conclusion.conclude(Settled(run, ruling))
         return None
+
+    def _finish_and_commit(self, run: Run) -> Ruling | Report | None:
+        """Do the same in one round trip."""
+        try:
+            transaction_id = run.hold.finish(SETTLE_LIMITS)
+        except Exception as error:
+            if trouble(error) is Trouble.DISCONNECTED:
+                return Report(run, outcomes.connection_died(error), committed=outcomes.RETURNED)
+            if scripts.says_not_moved(error):
+                return self._not_moved_by_script(run)
+            return self._refused(run, error, by_commit=run.hold.has_ended())
+        if run.hold.held is not None and transaction_id != run.hold.held.transaction_id:
+            self.conclusion.tell(run, events.TransactionEscaped)
+        self.conclusion.conclude(Settled(run, outcomes.RETURNED))
+        return None
+
+    def _not_moved_by_script(self, run: Run) -> Ruling:
+        """Nothing was there to settle, and the script's error has left its mark on the transaction."""
+        try:
+            run.hold.roll_back_to_lock()
+        except Exception:
+            return outcomes.claim_lost()
+        return self._not_moved(run)
 
     def _settle(self, run: Run, ruling: Ruling) -> dict[Any, str]:
         held, lifecycle, connection = run.hold.held, self.transactions.lifecycle, run.hold.for_settling()
@@ -369,7 +393,7 @@ def flush(session: Any, run: Run) -> None:
     if session.in_transaction():
         session.flush()
         run.hold.restore_options()
-        session.commit()
+        run.hold.commit_session(session)
 
 
 def _refuse_coroutine(result: object) -> None:

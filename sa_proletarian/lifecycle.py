@@ -1,8 +1,8 @@
 """The verbs that move rows: claim, hold, settle, renew.
 
 It owns what a worker says to the database (the SQL itself is in ``statements``). Each verb takes a connection first; none
-begins, commits or rolls back. All are fenced: they name ``(job_id, claim_id)`` and touch nothing whose claim is somebody
-else's by now, so that a late or repeated call does no harm.
+begins, commits or rolls back, but for the two by script, which send BEGIN or COMMIT along. All are fenced: they name
+``(job_id, claim_id)`` and touch nothing whose claim is somebody else's by now, so that a late or repeated call does no harm.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import Connection, Select, func, literal_column, select, text
 
+from . import scripts
 from .dialects import statement_now
 from .outcomes import Move, Ruling
+from .scripts import HeldConnection
 from .statements import CRASHES, EXPIRED, MOST_ATTEMPTS, Statements
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ class Lifecycle:
         self.job_model = job_model
         self.archived_model = archived_model
         self._statements = Statements(job_model, archived_model)
+        self._templates: dict[Any, str] = {}
 
     @property
     def payload_is_json(self) -> bool:
@@ -145,6 +148,30 @@ class Lifecycle:
     def let_go(self, connection: Connection, held: Held) -> None:
         """Say that the transaction ``held`` is over: PostgreSQL sees that by itself."""
 
+    def script(self, connection: Connection, name: str, claim: Claim, *, wait: str = "") -> str:
+        """Give the statement ``hold`` or ``finish`` about one job as a part of a script."""
+        schemas: Any = connection.get_execution_options().get("schema_translate_map") or {}
+        key = (name, connection.dialect, *schemas.items())
+        template = self._templates.get(key)
+        if template is None:
+            template = self._templates[key] = scripts.template(connection, self._statements.scripts[name])
+        text = template.replace(scripts.JOB_ID, claim.job_id.hex).replace(scripts.CLAIM_ID, claim.claim_id.hex)
+        return text.replace(scripts.WAIT, wait)
+
+    @property
+    def has_scripts(self) -> bool:
+        """Whether jobs can be spoken of in scripts: ids that are UUIDs can be written into them."""
+        return bool(self._statements.scripts)
+
+    def hold_by_script(
+        self, connection: Connection, claim: Claim, *, lock_timeout: timedelta, savepoints: Sequence[str]
+    ) -> Held | None:
+        """Begin, do what :meth:`hold` does, and make ``savepoints``, in one round trip."""
+        held = self.script(connection, "hold", claim, wait=_milliseconds(lock_timeout))
+        behind = [f"SAVEPOINT {name}" for name in savepoints]
+        row = scripts.send(connection, [scripts.BEGIN, held, *behind], begins=True).one_or_none()
+        return Held(row.pid, row.transaction_id, row.search_path, row.role) if row is not None else None
+
     def still_holds(self, connection: Connection, held: Held) -> bool:
         """Whether the transaction that holds the job is still the one on ``connection``."""
         now: str | None = connection.scalar(text("SELECT CAST(pg_current_xact_id() AS text)"))
@@ -190,6 +217,17 @@ class Lifecycle:
     def prepare_settling(self, connection: Connection, held: Held, **limits: str) -> None:
         """Set ``limits`` in the transaction that holds a job, and undo what its handler may have set."""
         self.set_local(connection, **limits, search_path=held.search_path, role=held.role)
+
+    def finish_by_script(self, connection: HeldConnection, claim: Claim, held: Held, *, limits: Mapping[str, str]) -> str:
+        """Archive a held job as ``success`` and COMMIT, in one round trip; give the transaction's id.
+
+        An error that :func:`scripts.says_not_moved` knows when its row was not ours to move; nothing is committed then.
+        """
+        settings = {**limits, "search_path": held.search_path, "role": held.role}
+        calls = ", ".join(f"set_config('{name}', {scripts.quoted(value)}, true)" for name, value in settings.items())
+        finish = self.script(connection, "finish", claim)
+        result = scripts.send(connection, [*connection.take_releases(), f"SELECT {calls}", finish, "COMMIT"])
+        return str(result.scalar_one())
 
     def cancel_waiting(self, connection: Connection, job_id: Any, ruling: Ruling) -> bool:
         """Archive a job that waits; give whether it did, and nobody held its row."""

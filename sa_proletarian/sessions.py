@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
 from typing import Any
@@ -21,14 +21,18 @@ from typing import Any
 from sqlalchemy import Connection, Engine, NestedTransaction
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
+from . import scripts
 from .connections import same_database
 from .errors import ClaimLost, ConfigurationError, SessionClosed
 from .lifecycle import Claim, Held, Lifecycle
+from .scripts import HeldConnection
 
 SessionSource = sessionmaker[Any] | scoped_session[Any] | None
 """Where an app's sessions come from, as far as a worker is told."""
 
 FIRST_USE_LOCK_TIMEOUT = timedelta(seconds=5)
+_SAVEPOINTS = ("sa_proletarian_lock", "sa_proletarian_session")
+"""The worker's own, and the first that the session will ask for."""
 
 
 class Hold:
@@ -41,6 +45,7 @@ class Hold:
     """
 
     _opening: AbstractContextManager[bool]
+    _may_script = True
 
     def __init__(self, engine: Engine, lifecycle: Lifecycle, claim: Claim) -> None:
         self._engine = engine
@@ -54,6 +59,7 @@ class Hold:
         self.lost: bool = False
         self.unavailable: BaseException | None = None
         self.spoilt: bool = False
+        self.scripted: bool = False
 
     def get_ready(self) -> None:
         """Get ready for the handler, which may hand its session to a thread pool: two first uses must not open twice."""
@@ -103,7 +109,30 @@ class Hold:
         """Give the open connection, with its own execution options, whatever the handler has set on it."""
         assert self._connection is not None
         self.restore_options()
+        if isinstance(self._connection, HeldConnection):
+            self._connection.send_releases()
         return self._connection
+
+    def commit_session(self, session: Any) -> None:
+        """Commit the session's own transaction, for good: nobody asks it for anything after that."""
+        if self.scripted:
+            connection: Any = self._connection
+            connection.delays_releases = True
+        session.commit()
+
+    def finish(self, limits: Mapping[str, str]) -> str:
+        """Archive the job as ``success`` and COMMIT, in one round trip; give the id of the transaction."""
+        connection: Any = self._connection
+        assert self.held is not None
+        self.restore_options()
+        transaction_id = self._lifecycle.finish_by_script(connection, self._claim, self.held, limits=limits)
+        connection.commit()  # for SQLAlchemy, which has not seen it
+        return transaction_id
+
+    def has_ended(self) -> bool:
+        """Whether no transaction is open any more on the connection that has held the job."""
+        connection: Any = self._connection
+        return scripts.has_ended(connection)
 
     def restore_options(self) -> None:
         """Take back what the handler has set: a RELEASE cannot be streamed, nor our tables found in another schema."""
@@ -113,8 +142,11 @@ class Hold:
     def roll_back_to_lock(self) -> None:
         """Undo everything that the handler has done, and keep the lock on the job."""
         assert self._savepoint is not None
-        self._savepoint.rollback()
-        self._lifecycle.watch(self.for_settling())
+        if isinstance(self._connection, HeldConnection):
+            self._connection.to_release.clear()
+        if self._savepoint.is_active:  # else this has been done, and nothing since
+            self._savepoint.rollback()
+            self._lifecycle.watch(self.for_settling())
 
     def close(self) -> None:
         """Roll back what is not committed and give the connection back; later use raises."""
@@ -133,14 +165,12 @@ class Hold:
         if self.lost:
             raise self._claim_lost()
         try:
-            connection = self._engine.connect()
+            connection = self._connect()
         except Exception as error:
             self.unavailable = error
             raise
         try:
-            self.held = self._lifecycle.hold(connection, self._claim, lock_timeout=FIRST_USE_LOCK_TIMEOUT)
-            self._savepoint = connection.begin_nested()
-            self._lifecycle.watch(connection)
+            self._lock(connection)
         except BaseException as error:
             self.unavailable = error
             throw_away(connection)
@@ -151,6 +181,24 @@ class Hold:
             raise self._claim_lost()
         self._options = connection.get_execution_options()
         return connection
+
+    def _connect(self) -> Connection:
+        if not self._may_script or not self._lifecycle.has_scripts:
+            return self._engine.connect()
+        connection = HeldConnection(self._engine)
+        self.scripted = scripts.understands(connection)
+        return connection
+
+    def _lock(self, connection: Connection) -> None:
+        if isinstance(connection, HeldConnection) and self.scripted:
+            self.held = self._lifecycle.hold_by_script(
+                connection, self._claim, lock_timeout=FIRST_USE_LOCK_TIMEOUT, savepoints=_SAVEPOINTS
+            )
+            connection.made = [*_SAVEPOINTS]
+        else:
+            self.held = self._lifecycle.hold(connection, self._claim, lock_timeout=FIRST_USE_LOCK_TIMEOUT)
+        self._savepoint = connection.begin_nested()
+        self._lifecycle.watch(connection)
 
     def _release(self) -> None:
         connection, self._connection = self._connection, None

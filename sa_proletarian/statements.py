@@ -28,6 +28,7 @@ from sqlalchemy import (
     insert,
     inspect,
     literal,
+    literal_column,
     null,
     or_,
     select,
@@ -35,6 +36,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
+from . import scripts
 from .dialects import clock_now, statement_now
 
 if TYPE_CHECKING:
@@ -70,7 +72,10 @@ class Statements:
             for skip in (True, False)
         }
         self.take: Any = self._take()
-        self.hold: Any = self._hold()
+        job_id, claim_id = self.job.c.job_id.type, self.job.c.claim_id.type
+        one = (bindparam("id", type_=job_id), bindparam("fence", type_=claim_id))
+        self.hold: Any = self._hold(*one, bindparam("wait", type_=Text()))
+        self.scripts: dict[str, Any] = self._scripts() if _is_uuid(job_id) else {}
         self.archive: Any = self._archive()
         self.finish: Any = self._finish()
         self.reschedule: Any = self._reschedule()
@@ -132,23 +137,36 @@ class Statements:
             return statement.returning(job.job_id.label("claimed_job_id"), *self.labelled_extras())
         return statement
 
-    def _hold(self) -> Any:
+    def _scripts(self) -> dict[str, Any]:
+        """Give what can be said about one job in a script: its id and fence are put in later."""
+        job = self.job.c
+        tokens = (scripts.JOB_ID, scripts.CLAIM_ID)
+        job_id, claim_id = (literal_column(f"CAST('{token}' AS UUID)", Uuid()) for token in tokens)
+        success = literal_column("'success'", String())
+        mine = (job.job_id == job_id, job.claim_id == claim_id)
+        archived = self._archiving(mine, status=success, error=cast(null(), Text())).cte("archived")
+        moved = select(func.count()).select_from(archived).scalar_subquery()
+        # an error where nothing was moved, so that the COMMIT behind it is not carried out
+        is_moved = cast(case((moved == 1, "1"), else_=scripts.NOT_MOVED), Integer()) == 1
+        finish = select(cast(func.pg_current_xact_id(), Text).label(scripts.ANSWER)).where(is_moved)
+        return {"hold": self._hold(job_id, claim_id, literal(scripts.WAIT, Text())), "finish": finish}
+
+    def _hold(self, job_id: Any, claim_id: Any, wait: Any) -> Any:
         job = self.job.c
         setting = literal("lock_timeout", Text(), literal_execute=True)
         before = select(
             func.current_setting(setting).label("value"),
-            func.set_config(setting, bindparam("wait", type_=Text()), True).label("waiting"),
+            func.set_config(setting, wait, True).label("waiting"),
         ).cte("before")
         held = (
             select(job.job_id)
             .select_from(self.job.join(before, literal(True)))
-            .where(job.job_id == bindparam("id", type_=job.job_id.type))
-            .where(job.claim_id == bindparam("fence", type_=job.claim_id.type))
+            .where(job.job_id == job_id, job.claim_id == claim_id)
             .with_for_update(key_share=True, of=self.job)
             .cte("held")
         )
         return select(
-            func.set_config(setting, before.c.value, True),
+            func.set_config(setting, before.c.value, True).label(scripts.ANSWER),
             func.set_config(literal("idle_in_transaction_session_timeout", Text(), literal_execute=True), "0", True),
             func.current_setting("search_path").label("search_path"),
             func.current_setting("role").label("role"),
@@ -252,10 +270,14 @@ class _UuidsAsText(TypeDecorator[Any]):
 
 def _array(name: str, type_: Any) -> Any:
     """Give the parameter that takes a list of values of a type."""
-    uuids: Any = Uuid
-    if type(type_) is uuids and type_.as_uuid:
+    if _is_uuid(type_):
         return cast(bindparam(name, type_=_UuidsAsText()), ARRAY(type_))
     return bindparam(name, type_=ARRAY(type_))
+
+
+def _is_uuid(type_: Any) -> bool:
+    uuids: Any = Uuid
+    return type(type_) is uuids and type_.as_uuid
 
 
 def _table(model: Any) -> Table:

@@ -183,6 +183,8 @@ class RowLifecycle(Lifecycle):
 class RowHold(Hold):
     """A hold whose transaction is open from the claim on."""
 
+    _may_script = False
+
     def adopt(self, connection: Connection, held: Held) -> None:
         """Take over the ``connection`` on which the job was claimed."""
         self._connection = connection

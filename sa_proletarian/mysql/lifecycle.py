@@ -40,6 +40,10 @@ class MySQLLifecycle(Lifecycle):
         self.archived_model = archived_model
         self._statements: Any = MySQLStatements(job_model, archived_model)
 
+    @property
+    def has_scripts(self) -> bool:
+        return False
+
     # claim ------------------------------------------------------------------------------------------------------------
 
     def candidates(
