@@ -6,8 +6,9 @@ It owns the pace of a worker. It refuses to know about databases, threads or clo
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
 BATCH_SPAN = 0.25
@@ -18,6 +19,8 @@ LONGEST_WAIT = 1.0
 
 SHORTEST_WAIT = 0.01
 """So many seconds after the last job a worker looks for the next one; then it waits longer from poll to poll."""
+SWEEP_SPAN = 1.0
+"""So many seconds may a worker with much to do look only at what follows what it has claimed before."""
 
 FIRST_BACK_OFF = 0.1
 LONGEST_BACK_OFF = 2.0
@@ -103,6 +106,40 @@ def choose(candidates: Sequence[C], *, ceiling: int, idle: bool) -> Choice[C]:
 def is_last_chance(crashes: int, ceiling: int) -> bool:
     """Say whether one more crash would reach the ceiling."""
     return 0 < crashes == ceiling - 1
+
+
+class _HasPlace(Protocol):
+    @property
+    def process_at(self) -> datetime: ...
+
+
+@dataclass(slots=True)
+class Place:
+    """How far a worker has come in the line of due jobs: a claim need not look again at what lies before that.
+
+    There lie the dead rows of jobs that are done, which nothing can remove while an old snapshot is open somewhere; but also
+    jobs that were committed late, rescheduled to an earlier time, or given up by their worker. So a claim looks at the whole
+    line at least once in ``SWEEP_SPAN`` seconds, and whenever it would else bring less than it wants.
+    """
+
+    _reached: datetime | None = None
+    _next_sweep: float = float("-inf")
+
+    def begin(self, now: float) -> datetime | None:
+        """Give where to begin; ``None`` for the beginning of the line."""
+        return None if now >= self._next_sweep else self._reached
+
+    def came(
+        self, candidates: Sequence[_HasPlace], chosen: Collection[_HasPlace], *, swept: bool, short: bool, now: float
+    ) -> None:
+        """Note what a look brought, in the order of the line, and what of it was claimed.
+
+        :param short: it brought less than was wanted: the line is short, and the next look may as well be at all of it.
+        """
+        if swept:
+            self._next_sweep = now + SWEEP_SPAN
+        left = next((candidate for candidate in candidates if candidate not in chosen), None)
+        self._reached = None if short else (left or candidates[-1]).process_at
 
 
 def back_off(failures: int, chance: Callable[[], float] = random.random) -> float:

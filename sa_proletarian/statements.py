@@ -6,6 +6,7 @@ constructs, schema translation and execution options of the app's engine apply t
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
@@ -66,10 +67,8 @@ class Statements:
         self.payload_is_json: bool = isinstance(self.job.c.payload.type, JSON)
         if not self.payload_is_json:
             self.extras["payload"] = columns["payload"]
-        self.candidates: dict[tuple[bool, bool], Any] = {
-            (any_type, skip): self._candidates(any_type=any_type, skip=skip)
-            for any_type in (True, False)
-            for skip in (True, False)
+        self.candidates: dict[tuple[bool, ...], Any] = {
+            flags: self._candidates(*flags) for flags in product((True, False), repeat=3)
         }
         self.take: Any = self._take()
         job_id, claim_id = self.job.c.job_id.type, self.job.c.claim_id.type
@@ -86,7 +85,7 @@ class Statements:
         """The app's own columns, under names that cannot collide with ours."""
         return [column.label(f"extra_{key}") for key, column in self.extras.items()]
 
-    def _candidates(self, *, any_type: bool, skip: bool) -> Any:
+    def _candidates(self, any_type: bool, skip: bool, begin: bool) -> Any:
         job = self.job.c
         expired = case((job.claimed_until.is_not(None), 1), else_=0)
         conditions = [
@@ -96,6 +95,8 @@ class Statements:
         ]
         if not any_type:
             conditions.append(job.job_type == any_(bindparam("known", type_=ARRAY(String()))))
+        if begin:
+            conditions.append(job.process_at >= bindparam("begin", type_=job.process_at.type))
         if skip:
             conditions.append(job.crashes + expired != bindparam("skip_crashes", type_=Integer()))
         payload = cast(job.payload, Text) if self.payload_is_json else null()

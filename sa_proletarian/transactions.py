@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Engine
 
 from . import clock, outcomes
 from .dialects import Trouble, trouble
-from .lifecycle import Claim, Lifecycle
+from .lifecycle import Candidate, Claim, Lifecycle
 from .outcomes import RETURNED, Outcome
-from .polling import choose
+from .polling import Place, choose
 from .registry import Registry
 from .runs import Claimed, Report, Run, Settled, Stopping
 from .sessions import Hold
@@ -31,6 +31,13 @@ SYSTEMIC = (Trouble.DISCONNECTED, Trouble.TRANSIENT, Trouble.MISSING_TABLE)
 
 # the row is fine, and was not had in time
 WAITING = (Trouble.LOCK_TIMEOUT, Trouble.CANCELLED, Trouble.CONFLICT)
+CLAIM_SETTINGS = {
+    # a claim that a crash of the server forgets is only a job that is still due: so it need not wait for the disk
+    "synchronous_commit": "off",
+    # before the first ANALYZE the planner would sort all that is due, to take the first few
+    "enable_bitmapscan": "off",
+    "enable_seqscan": "off",
+}
 SETTLE_LIMITS = {"lock_timeout": SETTLE_LOCK_TIMEOUT, "statement_timeout": "30s"}
 
 
@@ -48,31 +55,44 @@ class Transactions:
     make_hold: Callable[[Claim], Hold]
     timeout: timedelta | None = None
     stopping: Stopping = field(default_factory=Stopping)
+    place: Place = field(default_factory=Place)
 
     def claim(self, connection: Connection, *, limit: int, idle: bool, skip_last_chance: bool = False) -> Claimed:
         """Claim up to ``limit`` due jobs, durable in one short transaction.
 
-        A claim that a crash of the server forgets is only a job that is still due: so it need not wait for the disk.
+        It looks where the one before has ended, and now and then at the whole line (see ``polling.Place``).
         """
+        now = clock.monotonic()
+        skip_crashes = self.crash_ceiling - 1 if skip_last_chance else None
         with connection.begin():
-            candidates = self.lifecycle.candidates(
-                connection,
-                queue=self.queue,
-                known=self.registry.known_types(),
-                limit=limit,
-                lease=self.lease,
-                skip_crashes=self.crash_ceiling - 1 if skip_last_chance else None,
-            )
+            self.lifecycle.set_local(connection, **CLAIM_SETTINGS)
+            candidates, swept = self._look(connection, self.place.begin(now), limit, skip_crashes)
             choice = choose(candidates, ceiling=self.crash_ceiling, idle=idle)
             chosen = [*choice.run, *choice.condemned]
-            if chosen:
-                self.lifecycle.set_local(connection, synchronous_commit="off")
             claims = self.lifecycle.take(connection, chosen, worker_id=self.worker_id)
+        self.place.came(candidates, set(chosen), swept=swept, short=len(candidates) < limit, now=now)
         now = clock.monotonic()
         runs = [self._start(claim, now) for claim in claims]
         split = len(choice.run)
         condemned = [Report(run, outcomes.crashed(run.claim.crashes)) for run in runs[split:]]
         return Claimed(runs[:split], condemned, choice.solo, choice.wants_solitude)
+
+    def _look(
+        self, connection: Connection, begin: datetime | None, limit: int, skip_crashes: int | None
+    ) -> tuple[list[Candidate], bool]:
+        """Give candidates, and whether the whole line was looked at for them."""
+        found = self.lifecycle.candidates(
+            connection,
+            queue=self.queue,
+            known=self.registry.known_types(),
+            limit=limit,
+            lease=self.lease,
+            skip_crashes=skip_crashes,
+            begin=begin,
+        )
+        if begin is not None and len(found) < limit:
+            return self._look(connection, None, limit, skip_crashes)
+        return found, begin is None
 
     def unknown_types(self, connection: Connection) -> list[str]:
         """Give the types of due jobs that no handler here takes."""

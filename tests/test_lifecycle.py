@@ -1,4 +1,4 @@
-"""The verbs on rows: claims, fences, and the plan of the claim's query."""
+"""The verbs on rows: claims and fences."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import uuid
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from sa_proletarian import ArchivedJob, Job
@@ -149,27 +149,3 @@ def test_only_the_transaction_that_holds_the_job_is_ended(lifecycle, tables, enq
         handler.execute(text("SELECT 1"))  # the same server process, in another transaction
         lifecycle.end_backend(feeder, held)
         assert handler.execute(text("SELECT 1")).scalar() == 1
-
-
-@pytest.mark.parametrize("analyzed", [True, False])
-def test_the_claim_walks_the_index_and_stops_at_what_is_not_due(lifecycle, tables, rows, analyzed):
-    """A condition with a volatile clock could not use the index: 300,000 future rows would be read at every poll."""
-    rows(
-        "INSERT INTO proletarian_job (job_id, queue, job_type, payload, attempts, enqueued_at, process_at, crashes)"
-        " SELECT gen_random_uuid(), 'default', 'work', '{}', 0, now(), now() + interval '1 day', 0"
-        " FROM generate_series(1, 30000)"
-    )
-    if analyzed:
-        with tables.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(text("VACUUM ANALYZE proletarian_job"))
-    sent = []
-    event.listen(tables, "before_cursor_execute", lambda *arguments: sent.append(arguments[2:4]))
-    assert claim(lifecycle, tables) == []
-    [(statement, parameters)] = sent
-    with tables.connect() as connection:
-        cursor = connection.connection.driver_connection.execute(f"EXPLAIN (ANALYZE, COSTS OFF) {statement}", parameters)
-        plan = "\n".join(line for (line,) in cursor)
-    assert ("Index Scan using" if analyzed else "on") + " ix_proletarian_job_due" in plan, plan
-    [condition] = [line for line in plan.splitlines() if "Index Cond" in line]
-    assert "process_at <= statement_timestamp()" in condition, plan
-    assert "Rows Removed by Filter" not in plan, plan
