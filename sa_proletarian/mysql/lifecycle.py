@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -55,6 +55,7 @@ class MySQLLifecycle(Lifecycle):
         limit: int,
         lease: timedelta,
         skip_crashes: int | None = None,
+        begin: datetime | None = None,  # of no use here: what is done is gone from the index
     ) -> list[Candidate]:
         parameters: dict[str, Any] = {"in_queue": queue, "most": limit, "lease": microseconds(lease)}
         if known is not None:
