@@ -31,16 +31,19 @@ class MariaDB:
     def __init__(self, program: str) -> None:
         self._program = program
         self.folder = Path(tempfile.mkdtemp(prefix="sa-proletarian-mariadb-", dir="/tmp"))
-        (self.folder / "data").mkdir()
+        folders = (self.folder, self.folder / "data", self.folder / "tmp")
+        for path in folders[1:]:
+            path.mkdir()
         if os.geteuid() == 0:  # which the server refuses to be
-            for path in (self.folder, self.folder / "data"):
+            for path in folders:
                 os.chown(path, _NOBODY["user"], _NOBODY["group"])
         self._fill()
         self.start()
 
     @property
     def _command(self) -> list[str]:
-        return [self._program, *_OPTIONS, f"--datadir={self.folder / 'data'}"]
+        # in a folder that they share, one server removes the temporary tables of another
+        return [self._program, *_OPTIONS, f"--datadir={self.folder / 'data'}", f"--tmpdir={self.folder / 'tmp'}"]
 
     def _fill(self) -> None:
         """Make the server's own tables."""
