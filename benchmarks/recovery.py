@@ -17,11 +17,11 @@ import time
 from contextlib import contextmanager
 from datetime import timedelta
 
-from measuring import Series, aligned, figure, fresh_engine, percentile, server
-from sqlalchemy import text
+from measuring import Series, aligned, figure, percentile, server
+from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
-from sa_proletarian import Proletarian, Worker
+from sa_proletarian import Proletarian, Worker, metadata
 
 HOUR = timedelta(hours=1)
 VICTIM = """
@@ -85,13 +85,14 @@ def restarted(postgres, engine, away: float) -> float:
 
 
 def main(runs: int) -> None:
-    with server() as postgres, fresh_engine(postgres) as engine:
+    with server() as postgres:
+        engine = create_engine(postgres.url())  # in the server's own database: the server goes, and all with it
+        metadata.create_all(engine)
         seen = {
             "a process is killed": [killed(engine) for _ in range(runs)],
             "a server is back after 5 s": [restarted(postgres, engine, 5) for _ in range(max(1, runs // 2))],
         }
-        with engine.connect() as connection:
-            connection.execute(text("SELECT 1"))
+        engine.dispose()
     rows = []
     for name, values in seen.items():
         series = Series(tuple(values))
