@@ -10,15 +10,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event, insert, text
 
-from sa_proletarian import Job, Worker, clock
+from sa_proletarian import ArchivedJob, Job, clock
+from sa_proletarian.lifecycle import Lifecycle
 from sa_proletarian.polling import Place
+from sa_proletarian.transactions import Transactions
 
 MANY = 1_000_000
 
 
 def transactions_of(jobs, engine):
     jobs.handler("work")(lambda session, job: None)
-    return Worker(jobs, engine)._make_shift()._execution.transactions
+    lifecycle = Lifecycle(Job, ArchivedJob)
+    return Transactions(jobs, lifecycle, engine, "default", "me", timedelta(seconds=30), 5, lambda claim: None)
 
 
 class One:
