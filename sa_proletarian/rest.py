@@ -11,6 +11,10 @@ from sqlalchemy import Connection
 from . import beacons, clock
 from .beacons import IDLE, Address
 from .polling import after_work, jittered
+from .waking import QUIET
+
+ONCE_MORE = 1.25 * QUIET
+"""So many seconds after it has said that it is idle a worker polls once more: by then everybody looks for idle workers."""
 
 
 class Rest:
@@ -54,7 +58,7 @@ class Rest:
         """Take note that a poll found nothing, and show that the worker is idle if it ``hears`` who rings."""
         if hears and self._lit is None:
             self._show_idle(connection)
-            wait = after_work(self._interval, 0)
+            wait = min(self._interval, ONCE_MORE)
         elif hears or self._empty_polls is None:
             self._empty_polls, wait = None, self._interval
         else:

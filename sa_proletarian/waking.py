@@ -13,14 +13,14 @@ from datetime import datetime
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, ref
 
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session, object_session
 
 from . import beacons, clock
 from .beacons import Address
 from .dialects import sqlstate
 
-QUIET = 0.005
+QUIET = 0.02
 """For so many seconds a process believes that nobody is idle. A worker that becomes idle polls once more after that."""
 
 _FAILED_BEFORE = "25P02"
@@ -30,6 +30,7 @@ Ring = Callable[[], None]
 
 _watched: WeakSet[type[Any]] = WeakSet()
 _noted: WeakKeyDictionary[Connection, _Notes] = WeakKeyDictionary()
+_attended: WeakSet[Engine] = WeakSet()
 _quiet: WeakKeyDictionary[Any, dict[Address, float]] = WeakKeyDictionary()
 _sleepers: WeakKeyDictionary[Any, dict[Address, list[Ring]]] = WeakKeyDictionary()
 
@@ -65,11 +66,10 @@ def sleep(engine: Any, place: Address, ring: Ring) -> Callable[[], None]:
 class _Notes:
     """What one connection has enqueued in its present transaction: queues, each with the savepoint in which it was."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self) -> None:
         # references to transactions are weak: those know their connection, for whose life alone these notes are kept
         self._transaction = _reference(None)
         self._queues: dict[tuple[Address, Any], None] = {}
-        event.listen(connection, "commit", self._ring)
 
     def add(self, connection: Connection, place: Address) -> None:
         savepoint = connection.get_nested_transaction()
@@ -83,11 +83,18 @@ class _Notes:
         savepoint = connection.get_nested_transaction()
         self._queues = {note: None for note in self._queues if note[1]() is not savepoint}
 
-    def _ring(self, connection: Connection) -> None:
+    def ring(self, connection: Connection) -> None:
+        """Notify whom it concerns, just before the COMMIT on ``connection``."""
         transaction, queues = self._transaction(), self._queues
         self._transaction, self._queues = _reference(None), {}
         if queues and transaction is connection.get_transaction():
             _ring(connection, {place for place, _ in queues})
+
+
+def _committing(connection: Connection) -> None:
+    notes = _noted.get(connection)
+    if notes is not None:
+        notes.ring(connection)
 
 
 def _reference(transaction: Any) -> Callable[[], Any]:
@@ -125,9 +132,17 @@ def _note(connection: Connection, table: Any, queue: str) -> Address:
     if connection.dialect.name == "postgresql":
         notes = _noted.get(connection)
         if notes is None:
-            notes = _noted[connection] = _Notes(connection)
+            _attend(connection.engine)
+            notes = _noted[connection] = _Notes()
         notes.add(connection, place)
     return place
+
+
+def _attend(engine: Engine) -> None:
+    """See the commits of an engine: to listen to each connection by itself would cost more than what is noted of it."""
+    if engine not in _attended:
+        _attended.add(engine)
+        event.listen(engine, "commit", _committing)
 
 
 def _ring(connection: Connection, places: Iterable[Address]) -> None:

@@ -353,6 +353,8 @@ def until_idle(rows, count=1):
         pids = rows(
             "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock' AND granted"
             " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            " AND (CAST(classid AS bigint) << 32 | CAST(objid AS bigint)) = hashtextextended("
+            "'sa_proletarian idle ' || CAST(CAST('proletarian_job' AS regclass) AS oid) || ' default', 0)"
         )
         if len(pids) == count:
             return
@@ -414,11 +416,11 @@ def test_the_connection_to_listen_with_is_made_as_the_engines_are_and_heals(app,
         until_idle(rows)
         assert [opened.get(timeout=PATIENCE) for _ in range(2)], "the feeder's, and this one"
         for number in range(1, 3):
+            # it shows its worker's life, and the feeder's shows besides that the worker is idle
             ended = rows(
-                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database()"
-                " AND pid <> pg_backend_pid() AND pid NOT IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory')"
-                " AND application_name = ''"
-                " AND (query LIKE '%LISTEN%' OR query LIKE 'COMMIT%' OR query LIKE '%idle_session_timeout%')"
+                "SELECT pg_terminate_backend(pid, 5000) FROM (SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND"
+                " database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+                " GROUP BY pid HAVING count(*) = 1) AS ears"
             )
             assert ended
             assert opened.get(timeout=PATIENCE)

@@ -573,15 +573,6 @@ def test_bad_arguments_are_refused_before_anything_starts(jobs, tables, options,
         Worker(jobs, tables, **options)
 
 
-def test_async_handlers_are_refused_at_start(jobs, tables):
-    @jobs.handler("work")
-    async def work(session, job):
-        pass
-
-    with pytest.raises(TypeError, match="async"):
-        Worker(jobs, tables).start()
-
-
 def test_an_autocommit_engine_is_refused(jobs, database_url):
     with pytest.raises(ConfigurationError, match="AUTOCOMMIT"):
         Worker(jobs, create_engine(database_url, isolation_level="AUTOCOMMIT"))
