@@ -186,6 +186,11 @@ class Lifecycle:
         now: str | None = connection.scalar(text("SELECT CAST(pg_current_xact_id() AS text)"))
         return now == held.transaction_id
 
+    def has_committed(self, connection: Connection, held: Held) -> bool | None:
+        """Whether the transaction ``held`` is known to have committed, or not to have; ``None`` where nobody can say."""
+        status: str | None = connection.scalar(_STATUS, {"xid": held.transaction_id})
+        return None if status is None else status == "committed"
+
     def end_backend(self, connection: Connection, held: Held) -> None:
         """End the server process that still runs the transaction ``held``, and no other that has its pid by now."""
         connection.execute(_to_holder(func.pg_terminate_backend), {"pid": held.pid, "xid": held.transaction_id})
@@ -326,6 +331,13 @@ class Lifecycle:
     def _put_extras(self, claim: Claim, row: Any) -> None:
         mapping: Mapping[str, Any] = row._mapping
         claim.values.update({key: mapping[f"extra_{key}"] for key in self._statements.extras})
+
+
+# after a failover there may be no such transaction yet, of which pg_xact_status would not hear
+_STATUS = text(
+    "SELECT CASE WHEN xid < pg_snapshot_xmax(pg_current_snapshot()) THEN pg_xact_status(xid) END"
+    " FROM (SELECT CAST(CAST(:xid AS text) AS xid8) AS xid) AS held"
+)
 
 
 def _to_holder(call: Callable[..., Any]) -> Select[Any]:

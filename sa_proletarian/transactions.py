@@ -137,12 +137,20 @@ class Transactions:
             self.lifecycle.set_local(connection, **SETTLE_LIMITS)
             missing = self._move(connection, reports)
             standing = self.lifecycle.standing(connection, missing) if missing else {}
+            self._look_for_commits(connection, [report for report in reports if report.run.claim.job_id in missing])
         if not missing:
             return [Settled(report.run, report.ruling) for report in reports]
         return [
             _settled(report, report.run.claim.job_id not in missing, report.run.claim.job_id in standing, was_tried)
             for report, was_tried in zip(reports, tried, strict=True)
         ]
+
+    def _look_for_commits(self, connection: Connection, reports: Sequence[Report]) -> None:
+        """Ask what became of unanswered COMMITs: where they were not carried out, somebody else has had the job."""
+        for report in reports:
+            held = report.run.hold.held if report.committed is not None else None
+            if held is not None and self.lifecycle.has_committed(connection, held) is False:
+                report.committed = None
 
     def _move(self, connection: Connection, reports: Sequence[Report]) -> list[Any]:
         """Carry out what the reports say; give the ids of the jobs whose rows were not ours to move."""

@@ -95,6 +95,9 @@ class MySQLLifecycle(Lifecycle):
         """Say yes: where the transaction had ended, :meth:`prepare_settling` has raised."""
         return True
 
+    def has_committed(self, connection: Connection, held: Held) -> bool | None:
+        return None
+
     def end_backend(self, connection: Connection, held: Held) -> None:
         _kill(connection, "CONNECTION", held)
 
