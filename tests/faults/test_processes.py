@@ -206,6 +206,23 @@ def test_a_server_that_crashes_under_a_job_loses_nothing(pytestconfig, jobs, rec
     assert set(attempts) == {1}, "a crash of the server is no attempt"
 
 
+def break_at_commit(engine, armed, rows, *, committed):
+    """End the connection whose pid is ``armed``, just after or just before the server has its COMMIT."""
+
+    def end(connection):
+        raw = connection.connection.driver_connection
+        if armed and raw.info.backend_pid == armed[0]:
+            rows("SELECT pg_terminate_backend(:pid, 5000)", pid=armed.pop())
+            raw.close()
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def before_the_server_has_it(connection, cursor, statement, *_):
+        if not committed and statement.endswith("COMMIT"):  # it travels behind the settling
+            end(connection)
+
+    event.listen(engine, "commit", end)
+
+
 @pytest.mark.parametrize("committed", [True, False])
 def test_an_unanswered_commit_is_looked_into(jobs, tables, enqueue, rows, recorder, committed):
     """The connection dies under the COMMIT, just after or just before the server has carried it out."""
@@ -218,17 +235,7 @@ def test_an_unanswered_commit_is_looked_into(jobs, tables, enqueue, rows, record
         if len(calls) == 1:
             armed.append(session.scalar(text("SELECT pg_backend_pid()")))
 
-    @event.listens_for(tables, "commit")
-    def before_commit(connection):
-        raw = connection.connection.driver_connection
-        if armed and raw.info.backend_pid == armed[0]:
-            armed.clear()
-            pid = raw.info.backend_pid
-            if committed:
-                raw.commit()
-            rows("SELECT pg_terminate_backend(:pid, 5000)", pid=pid)
-            raw.close()
-
+    break_at_commit(tables, armed, rows, committed=committed)
     enqueue("work")
     outcome = jobs.process_next(tables, listener=recorder)
     if committed:
