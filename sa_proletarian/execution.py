@@ -34,6 +34,9 @@ from .sessions import Hold, SessionSource, close_session, in_scope, open_session
 from .transactions import SETTLE_LIMITS, Transactions
 
 MOST_CONFLICTS = 5
+STALE = 0.8
+"""A claim that was not renewed for so much of its lease belongs to somebody else soon, or does by now: this process was
+paused. What has not begun does not begin then; if it is still ours when it is settled, it is released."""
 
 Around = Callable[[Any], AbstractContextManager[Any]]
 """``(job) -> context manager``, entered in the handler's thread around each call of a handler and the flush after it."""
@@ -71,7 +74,11 @@ class Execution:
 
     def perform(self, run: Run) -> Report | None:
         """Run one claimed job; settle it if its handler used the session, else give the report of it."""
-        run.started_at = clock.monotonic()
+        now = clock.monotonic()
+        renewed_at = run.claim.renewed_at  # 0 for a claim without a lease
+        if renewed_at and now - renewed_at > STALE * self.transactions.lease.total_seconds():
+            return Report(run, outcomes.INTERRUPTED)
+        run.started_at = now
         run.hold.get_ready()
         if run.asked is not None:  # it need not begin
             return Report(run, self.end_early(run))

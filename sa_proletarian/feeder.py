@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 from . import clock, events
 from .dialects import trouble
 from .errors import ConfigurationError
-from .execution import Execution
+from .execution import STALE, Execution
 from .listening import Ears
 from .outcomes import INTERRUPTED, Ruling
 from .overtime import Overtime
@@ -269,8 +269,11 @@ class Feeder:
         if now < self._next_look_at_leases:
             return
         self._next_look_at_leases = now + min(1.0, self._lease / 30)
-        before = now - self._lease / 3
+        stale, before = now - STALE * self._lease, now - self._lease / 3
+        # this process was paused: what has not begun is somebody else's by now, and shall not look like ours again
+        self._take_back(lambda run: run.claim.renewed_at < stale, lambda run: INTERRUPTED)
         old = [run for run in (*self._outstanding, *self._pending) if run.claim.renewed_at < before]
+        old = [run for run in old if run.started_at is not None or run.claim.renewed_at >= stale]
         if old:
             self._transactions.renew(connection, old)
 

@@ -66,8 +66,12 @@ def ask(execution: Execution, connection: Connection, runs: Sequence[Run], why: 
     """Ask the handlers of ``runs`` to end, and cancel the statements in which they wait."""
     for run in runs:
         run.hold.spoilt = True
-        run.ask(why)
-    execution.transactions.cancel_statements(connection, runs)
+        run.mark(why)
+    try:
+        execution.transactions.cancel_statements(connection, runs)
+    finally:  # not before: a handler may end well, and its settling shall not be what is cancelled
+        for run in runs:
+            run.wake()
 
 
 def pause(execution: Execution, run: Run) -> float:

@@ -177,9 +177,17 @@ class Run:
 
     def ask(self, why: Asked, reason: str = "") -> None:
         """Ask this run alone to end, and cancel the handler where that is possible; what came first counts."""
+        self.mark(why, reason)
+        self.wake()
+
+    def mark(self, why: Asked, reason: str = "") -> None:
+        """Say that this run shall end, to a handler that looks."""
         self.overdue = self.overdue or why is Asked.TIMED_OUT
         if self.asked is None:
             self.asked, self.reason = why, reason
+
+    def wake(self) -> None:
+        """Say it to a handler that waits."""
         for callback in [*(self._listening or ())]:
             callback()
         self._cut()

@@ -303,9 +303,9 @@ def test_sigterm_stops_the_worker(tables, database_url, rows, from_clojure):
 # arguments ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_arguments_are_the_workers_but_for_lease_ceiling_and_timeout():
+def test_the_arguments_are_the_workers_but_for_what_its_tables_cannot_have():
     ours, theirs = (inspect.signature(worker).parameters for worker in (ClojureWorker, Worker))
-    assert set(ours) == set(theirs) - {"lease", "crash_ceiling", "timeout"}
+    assert set(ours) == set(theirs) - {"lease", "crash_ceiling", "timeout", "executor", "retention", "wake"}
     defaults = {name for name in ours if ours[name].default != theirs[name].default}
     assert defaults == {"queue"}
 

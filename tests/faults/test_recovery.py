@@ -166,6 +166,7 @@ def test_the_workers_of_a_server_that_crashes_keep_their_jobs_and_go_on(
     assert begun.wait(PATIENCE)
     start_worker(jobs, lease=HOUR)
     until(rows, TIED, [(2,)])
+    rows("INSERT INTO effect VALUES ('the log is on the disk up to here')")  # else the crash may forget the claim
     postgres.crash()
     postgres.start()
     administration.dispose()
