@@ -21,8 +21,8 @@ from .serializers import JSON, Binding, JSONSerializer, Serializer
 try:
     from cryptography.exceptions import InvalidTag
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-except ModuleNotFoundError as missing:
-    raise ModuleNotFoundError("EncryptedSerializer needs the extra crypto: pip install sa-proletarian[crypto]") from missing
+except ModuleNotFoundError as _missing:
+    raise ModuleNotFoundError("EncryptedSerializer needs the extra crypto: pip install sa-proletarian[crypto]") from _missing
 
 VERSION = "sap1"
 KEY_BYTES, NONCE_BYTES = 32, 12
