@@ -114,7 +114,7 @@ class _Archive:
 def split(connection: Connection, table: str = ARCHIVE, *, schema: str | None = None, months: int = 3) -> None:
     """Make an archive a partitioned one: what is in it becomes the first partition, up to the end of this month.
 
-    For a migration of the app. It rebuilds the primary key and reads the table once, about two seconds for a million rows,
+    For a migration of the app. It rebuilds the primary key and reads the table once, for a time that grows with it,
     in which no job can be settled; the caller's ``lock_timeout`` says how long it waits for the table. Columns, defaults,
     CHECKs, indexes, foreign keys and GRANTs stay; triggers and policies do not.
 
