@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.orm import Session
 
 from . import clock, events, outcomes, scripts
@@ -398,9 +399,12 @@ def build_execution(
 def flush(session: Any, run: Run) -> None:
     """Write what the handler left in its session, while the app's context is there that finds it a connection."""
     if session.in_transaction():
-        session.flush()
-        run.hold.restore_options()
-        run.hold.commit_session(session)
+        try:
+            session.flush()
+            run.hold.restore_options()
+            run.hold.commit_session(session)
+        except PendingRollbackError as error:  # of what the handler has swallowed
+            raise run.hold.reason_of(error) from None
 
 
 def _refuse_coroutine(result: object) -> None:

@@ -186,6 +186,10 @@ class Lifecycle:
         now: str | None = connection.scalar(text("SELECT CAST(pg_current_xact_id() AS text)"))
         return now == held.transaction_id
 
+    def undone_by(self, connection: Connection) -> BaseException | None:
+        """Give the error by which the server has undone the transaction that ``connection`` still takes for open."""
+        return None  # after an error PostgreSQL takes nothing more in the transaction, which all drivers know
+
     def has_committed(self, connection: Connection, held: Held) -> bool | None:
         """Whether the transaction ``held`` is known to have committed, or not to have; ``None`` where nobody can say."""
         status: str | None = connection.scalar(_STATUS, {"xid": held.transaction_id})

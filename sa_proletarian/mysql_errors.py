@@ -68,6 +68,12 @@ def forget(connection: Any) -> None:
     connection.info.pop(_UNDONE, None)
 
 
+def noted(connection: Any) -> BaseException | None:
+    """Give the error that may have ended the transaction, where there was one."""
+    error: BaseException | None = connection.info.get(_UNDONE)
+    return error
+
+
 def undone_by(error: BaseException) -> BaseException | None:
     """Give the error that ended the transaction whose savepoint is missing, where that is known."""
     original = getattr(error, "orig", None) or error

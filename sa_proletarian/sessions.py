@@ -134,6 +134,10 @@ class Hold:
         connection: Any = self._connection
         return scripts.has_ended(connection)
 
+    def reason_of(self, error: Exception) -> BaseException:
+        """Give the error that undid the transaction, where a later ``error`` only says that it must be rolled back."""
+        return error if self._connection is None else self._lifecycle.undone_by(self._connection) or error
+
     def restore_options(self) -> None:
         """Take back what the handler has set: a RELEASE cannot be streamed, nor our tables found in another schema."""
         if self._connection is not None:

@@ -168,6 +168,29 @@ def test_a_deadlock_swallowed_on_the_connection_itself_is_noticed_before_the_job
     assert rows(engine, select(effect.c.what).where(effect.c.what == "after the deadlock")) == []
 
 
+def test_a_deadlock_that_is_swallowed_up_to_the_handlers_own_commit_counts_as_no_attempt(engine, jobs, recorder):
+    rivals = []
+
+    @jobs.handler("work")
+    def work(session, job):
+        write(session, "before the deadlock")
+        if not rivals:
+            rivals.append(Rival(engine))
+            with suppress(OperationalError):
+                deadlocked(rivals[0], session)
+            write(session, "after the deadlock")
+            with suppress(OperationalError):
+                session.commit()
+
+    enqueue(jobs, engine)
+    outcome = jobs.process_next(engine, listener=recorder)
+    rivals[0].end()
+    assert outcome is Outcome.RETURNED
+    assert recorder.named("conflict_retried")
+    assert rows(engine, select(effect.c.what).where(effect.c.what != "rival")) == [("before the deadlock",)]
+    assert rows(engine, select(ArchivedJob.status, ArchivedJob.attempts)) == [("success", 1)]
+
+
 def test_a_deadlock_that_the_handler_lets_pass_has_it_called_again_at_once(engine, jobs, recorder):
     rivals = []
 

@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from sa_proletarian import mysql_errors
 from sa_proletarian.lifecycle import Candidate, Claim, Held, Lifecycle
@@ -95,6 +95,9 @@ class MySQLLifecycle(Lifecycle):
         """Say yes: where the transaction had ended, :meth:`prepare_settling` has raised."""
         return True
 
+    def undone_by(self, connection: Connection) -> BaseException | None:
+        return mysql_errors.noted(connection)
+
     def has_committed(self, connection: Connection, held: Held) -> bool | None:
         return None
 
@@ -108,7 +111,11 @@ class MySQLLifecycle(Lifecycle):
 
     def prepare_settling(self, connection: Connection, held: Held, **limits: str) -> None:
         """Make sure that the transaction is still the one that holds the job; its savepoint is gone if not."""
-        connection.exec_driver_sql(f"RELEASE SAVEPOINT {_TRIPWIRE}")
+        try:
+            connection.exec_driver_sql(f"RELEASE SAVEPOINT {_TRIPWIRE}")
+        except PendingRollbackError as error:
+            # so says SQLAlchemy, without asking the server, where a handler has swallowed that the session's own is gone
+            raise (self.undone_by(connection) or error) from None
         self.set_local(connection, **limits)
 
     def finish(self, connection: Connection, claims: Sequence[Claim]) -> Collection[Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from pathlib import Path
 
 import pytest
 
+from machinery.mariadb import MISSING, MariaDB, find_program
 from machinery.record import Record
 from machinery.trial import Trial
 from sa_proletarian.embedded import EmbeddedPostgres
@@ -47,6 +49,9 @@ def make_trial(request, pytestconfig, tmp_path, seed):
         trials.append(trial)
         if tables:
             trial.set_up()
+        if trial.engine.dialect.name == "mariadb":
+            with trial.engine.connect():
+                record.mariadb = ".".join(str(part) for part in trial.engine.dialect.server_version_info[:3])
         return trial
 
     yield make
@@ -89,3 +94,14 @@ def own_server(pytestconfig):
     yield start
     for server in servers:
         server.close()
+
+
+@pytest.fixture
+def own_mariadb():
+    """Return a MariaDB server of this test's own; without one the test is skipped, or fails where all is required."""
+    program = find_program()
+    if program is None:
+        (pytest.fail if os.environ.get("SA_PROLETARIAN_REQUIRE_ALL") else pytest.skip)(MISSING)
+    server = MariaDB(program)
+    yield server
+    server.close()

@@ -32,6 +32,10 @@ TITLES = {
     "F14": "signals",
     "F15": "wrong clocks",
     "F17": "migrations under load",
+    "F1 MariaDB": "`kill -9` of workers",
+    "F2 MariaDB": "crashes of the server, connections killed",
+    "F8 MariaDB": "deadlocks, locks not had in time",
+    "F10 MariaDB": "poison",
     "stateful": "interleavings of the verbs",
 }
 HEAD = """# Fault report
@@ -74,11 +78,12 @@ def total(runs: list[dict[str, Any]], faults: Counter[str]) -> str:
     injected, jobs = faults.total(), sum(run["counts"].get("jobs", 0) for run in runs)
     starts, lost = (sum(run["counts"].get(what, 0) for run in runs) for what in ("starts", "lost"))
     twice = sum(run["counts"].get("duplicates", 0) for run in runs)
-    versions = ", ".join(sorted({str(run["postgresql"]) for run in runs}))
+    versions = ", ".join(sorted({str(run["postgresql"]) for run in runs if "postgresql" in run}))
+    others = "".join(sorted({f" and MariaDB {run['mariadb']}" for run in runs if "mariadb" in run}))
     bound = f"{3 / injected:.2%}" if injected else "–"
     return (
         f"**In total:** {len(runs)} runs that passed, {injected:,} faults, {jobs:,} jobs with {starts:,} starts, on"
-        f" PostgreSQL {versions}. Lost: {lost}. Database effects taken twice: {twice}.\n\n"
+        f" PostgreSQL {versions}{others}. Lost: {lost}. Database effects taken twice: {twice}.\n\n"
         f"No failure in {injected:,} faults does not prove that there is none: it says, at 95 %, that fewer than {bound} of"
         " such faults (3/n) do harm, each kind taken alone correspondingly less surely.\n\n"
     )

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ def find_program() -> str | None:
 class MariaDB:
     """A server; its user ``root`` needs no password."""
 
-    def __init__(self, program: str) -> None:
+    def __init__(self, program: str, *options: str) -> None:
         self._program = program
+        self._options = options
         self.folder = Path(tempfile.mkdtemp(prefix="sa-proletarian-mariadb-", dir="/tmp"))
         folders = (self.folder, self.folder / "data", self.folder / "tmp")
         for path in folders[1:]:
@@ -58,7 +60,12 @@ class MariaDB:
 
     def start(self) -> None:
         """Start it; return when it takes connections."""
-        options = [f"--socket={self.folder / 'socket'}", "--skip-networking", f"--pid-file={self.folder / 'pid'}"]
+        options = [
+            *self._options,
+            f"--socket={self.folder / 'socket'}",
+            "--skip-networking",
+            f"--pid-file={self.folder / 'pid'}",
+        ]
         self._process = subprocess.Popen(
             [*self._command, *options], stderr=subprocess.PIPE, text=True, errors="replace", cwd="/", **_user()
         )
@@ -70,15 +77,22 @@ class MariaDB:
                 break
         else:
             raise AssertionError("".join(said))
+        # it tells of each connection that was cut, and would wait for somebody to listen
+        self._listener = threading.Thread(target=self._process.stderr.read)
+        self._listener.start()
 
     def kill(self) -> None:
-        """End it as a loss of power would."""
+        """End it as ``kill -9`` does."""
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
+        self._listener.join()
+        assert self._process.stderr is not None
+        self._process.stderr.close()
 
     def close(self) -> None:
         """End it, and leave nothing behind."""
-        self.kill()
+        if self._process.poll() is None:
+            self.kill()
         shutil.rmtree(self.folder)
 
     def url(self, database: str = "mysql", drivername: str = "mariadb+pymysql") -> URL:

@@ -24,6 +24,7 @@ class Record:
     form: str
     seed: int
     postgresql: int
+    mariadb: str | None = None
     faults: Counter[str] = field(default_factory=Counter)
     counts: dict[str, Any] = field(default_factory=dict)
     begun: float = field(default_factory=time.monotonic)
@@ -41,7 +42,7 @@ class Record:
             "seconds": round(time.monotonic() - self.begun, 1),
             "python": platform.python_version(),
             "sqlalchemy": sqlalchemy.__version__,
-            "postgresql": self.postgresql,
+            **({"postgresql": self.postgresql} if self.mariadb is None else {"mariadb": self.mariadb}),
             "faults": dict(sorted(self.faults.items())),
             "counts": self.counts,
             "passed": passed,
@@ -50,7 +51,7 @@ class Record:
     def write(self, folder: Path, *, passed: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         stamp = self.begun_at.strftime("%Y%m%dT%H%M%S%f")
-        name = f"{self.scenario}-{stamp}-{self.seed}.json"
+        name = f"{self.scenario.replace(' ', '-')}-{stamp}-{self.seed}.json"
         (folder / name).write_text(json.dumps(self.as_dict(passed=passed)) + "\n")
 
 

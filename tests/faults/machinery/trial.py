@@ -15,21 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Engine, create_engine, text
+from sqlalchemy import URL, Engine, create_engine, func, select, text
 
-from sa_proletarian import metadata
+from sa_proletarian import ArchivedJob, Job, metadata
 
-from . import checker, ledger
+from . import checker, ledger, own_tables
 from .enqueuer import USUAL, Enqueuer
 from .record import Record
 
 SCRIPT = Path(__file__).with_name("worker.py")
-TABLES = """
-    CREATE TABLE business (job_id text PRIMARY KEY);
-    CREATE TABLE effect (job_id text NOT NULL, attempt int NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp());
-    CREATE TABLE counter (id int PRIMARY KEY, value bigint NOT NULL);
-    INSERT INTO counter SELECT number, 0 FROM generate_series(1, 20) AS number;
-"""
 
 
 class Process:
@@ -113,7 +107,7 @@ class Trial:
     def set_up(self) -> None:
         metadata.create_all(self.engine)
         with self.engine.begin() as connection:
-            connection.exec_driver_sql(TABLES)
+            own_tables.make(connection)
 
     def make_engine(self, url: URL, **options: Any) -> Engine:
         """Make an engine that is disposed of at the end."""
@@ -208,14 +202,17 @@ class Trial:
         assert verdict, f"seed {self.record.seed}: {verdict}"
 
     def history(self) -> checker.History:
+        ended = select(
+            ArchivedJob.job_id, ArchivedJob.status, ArchivedJob.attempts, ArchivedJob.process_at, ArchivedJob.finished_at
+        )
+        effect = own_tables.effect.c
         with self.engine.begin() as connection:
-            archived = "SELECT job_id::text, status, attempts, process_at, finished_at FROM proletarian_archived_job"
             return checker.History(
                 enqueued=[(line["job"], line["payload"], line["outcome"]) for line in ledger.read(self.enqueued.path)],
-                business=set(connection.scalars(text("SELECT job_id FROM business"))),
-                archived={row[0]: (row[1], row[2], row[3], row[4]) for row in connection.execute(text(archived))},
-                left=set(connection.scalars(text("SELECT job_id::text FROM proletarian_job"))),
-                effects=[tuple(row) for row in connection.execute(text("SELECT job_id, attempt, at FROM effect"))],
+                business=set(connection.scalars(select(own_tables.business.c.job_id))),
+                archived={str(row[0]): (row[1], row[2], row[3], row[4]) for row in connection.execute(ended)},
+                left={str(job_id) for job_id in connection.scalars(select(Job.job_id))},
+                effects=[tuple(row) for row in connection.execute(select(effect.job_id, effect.attempt, effect.at))],
                 ledger=ledger.read(self.ledger.path),
                 events=ledger.read(self.events.path),
                 ended=self.ended,
@@ -225,14 +222,12 @@ class Trial:
 
     def state(self) -> str:
         """Say what is left, for messages."""
-        sql = (
-            "SELECT job_id::text, attempts, crashes, claimed_by, claimed_until::text, process_at::text, last_error"
-            " FROM proletarian_job ORDER BY process_at LIMIT 5"
-        )
+        columns = ["job_id", "attempts", "crashes", "claimed_by", "claimed_until", "process_at", "last_error"]
+        first = select(*(getattr(Job, name) for name in columns)).order_by(Job.process_at).limit(5)
         try:
             with self.engine.begin() as connection:
-                rows = [tuple(row) for row in connection.execute(text(sql))]
-                rows.append(connection.execute(text("SELECT count(*), now()::text FROM proletarian_job")).one())
+                rows = [tuple(map(str, row)) for row in connection.execute(first)]
+                rows.append(tuple(map(str, connection.execute(select(func.count(), func.now()).select_from(Job)).one())))
         except Exception as error:
             rows = [error]
         return f"{rows}; stderr: {self.said()}"

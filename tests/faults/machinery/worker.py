@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,12 +21,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from sqlalchemy import create_engine, text
 
 from machinery.ledger import Ledger
+from machinery.own_tables import SPELLINGS
 from sa_proletarian import AsyncWorker, Proletarian, Retry, Snooze, Worker
 
 EFFECT = text("INSERT INTO effect (job_id, attempt) VALUES (:job_id, :attempt)")
 GIVEN = json.loads(sys.argv[1])
 LEDGER = Ledger(GIVEN["ledger"])
 EVENTS = Ledger(GIVEN["events"])
+SPELLING = SPELLINGS[GIVEN["url"].partition("+")[0]]
 OFTEN = Retry(retries=20, delays=[timedelta(milliseconds=20)])
 
 
@@ -59,7 +61,7 @@ def swallows(session, job):
     """An SQL error in a savepoint, which the handler survives."""
     try:
         with session.begin_nested():
-            session.execute(text("SELECT 1/0"))
+            session.execute(text(SPELLING.fail))
     except Exception:
         pass
     write(session, job)
@@ -72,14 +74,33 @@ def reads(session, job):
 def sleeps(session, job):
     """A statement that takes long, after the write."""
     write(session, job)
-    session.execute(text("SELECT pg_sleep(:s)"), {"s": job.payload["seconds"]})
+    session.execute(text(SPELLING.sleep), {"s": job.payload["seconds"]})
 
 
 def updates(session, job):
     """Two rows in the order that the payload names: with another job that takes them the other way it deadlocks."""
+    count_up(session, job)
+    write(session, job)
+
+
+def swallows_updates(session, job):
+    """The same after a write; whatever the server says, the handler goes on to its COMMIT, which MariaDB lets it."""
+    write(session, job)
+    try:
+        count_up(session, job)
+    except Exception as error:
+        LEDGER.write(what="swallowed", job=str(job.job_id), said=str(error)[:500])
+    for counter in job.payload.get("then", ()):
+        session.execute(text("UPDATE counter SET value = value + 1 WHERE id = :id"), {"id": counter})
+    with suppress(Exception):
+        session.commit()
+
+
+def count_up(session, job):
     for counter in job.payload["rows"]:
         session.execute(text("UPDATE counter SET value = value + 1 WHERE id = :id"), {"id": counter})
-    write(session, job)
+        if "between" in job.payload:
+            session.execute(text(SPELLING.sleep), {"s": job.payload["between"]})
 
 
 def kills(session, job):
@@ -108,7 +129,20 @@ def idles(session, job):
 
 DEEDS = {
     deed.__name__: deed
-    for deed in (write, commits, rolls_back, closes, swallows, reads, sleeps, updates, kills, takes_all_files, idles)
+    for deed in (
+        write,
+        commits,
+        rolls_back,
+        closes,
+        swallows,
+        reads,
+        sleeps,
+        updates,
+        swallows_updates,
+        kills,
+        takes_all_files,
+        idles,
+    )
 }
 
 
