@@ -71,7 +71,7 @@ class Transactions:
             chosen = [*choice.run, *choice.condemned]
             claims = self.lifecycle.take(connection, chosen, worker_id=self.worker_id)
         self.place.came(candidates, set(chosen), swept=swept, short=len(candidates) < limit, now=now)
-        now = clock.monotonic()
+        # since it was asked for: if this process stood still meanwhile, its leases are older than the answer
         runs = [self._start(claim, now) for claim in claims]
         split = len(choice.run)
         condemned = [Report(run, outcomes.crashed(run.claim.crashes)) for run in runs[split:]]
@@ -194,10 +194,10 @@ class Transactions:
 
     def renew(self, connection: Connection, runs: Sequence[Run]) -> None:
         """Extend the leases of ``runs``."""
+        now = clock.monotonic()  # as for a claim
         with connection.begin():
             self.lifecycle.set_local(connection, synchronous_commit="off")
             self.lifecycle.renew(connection, [run.claim for run in runs], lease=self.lease)
-        now = clock.monotonic()
         for run in runs:
             run.claim.renewed_at = now
 
