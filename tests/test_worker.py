@@ -18,6 +18,7 @@ from sqlalchemy import create_engine, event, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from sa_proletarian import ConfigurationError, Job, Retry, Worker, metadata
+from sa_proletarian.sessions import Hold
 from sa_proletarian.shift import Shift
 
 HOUR = timedelta(hours=1)
@@ -57,6 +58,26 @@ def test_every_job_is_run_once_and_archived(jobs, enqueue, start_worker, recorde
     assert sorted(seen) == sorted(ids)
     assert rows("SELECT count(*), count(DISTINCT what) FROM effect") == [(100, 100)]
     assert (archive(rows), waiting(rows)) == ([("success", 800)], [])
+
+
+def test_an_error_of_the_workers_own_ends_no_thread_and_loses_no_job(
+    jobs, enqueue, start_worker, recorder, rows, monkeypatch
+):
+    """What no handler has raised is told, and the job that it hit runs again."""
+    errors, close = [SystemExit("planned"), ValueError("planned")], Hold.close
+
+    def close_with_an_error(hold):
+        close(hold)
+        if errors:
+            raise errors.pop()
+
+    monkeypatch.setattr(Hold, "close", close_with_an_error)
+    jobs.handler("plain")(lambda session, job: None)
+    enqueue("plain", count=3)
+    start_worker(jobs, threads=1)
+    recorder.wait_for("job_finished", 3)
+    assert sorted(type(error.error).__name__ for error in recorder.named("job_worker_error")) == ["SystemExit", "ValueError"]
+    assert archive(rows) == [("success", 3)]
 
 
 def test_two_workers_share_a_queue_and_run_no_job_twice(jobs, enqueue, start_worker, recorder, rows):

@@ -22,7 +22,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 STATEFUL = "tests/faults/test_stateful.py"
-ABUSE = "tests/faults/test_f09_handler_abuse.py"
+ABUSE = "tests/faults/test_f09_handler_abuse.py::test_each_abuse_by_threads_ends_as_the_table_says"
+ABUSE_BY_TASKS = "tests/faults/test_f09_handler_abuse.py::test_each_abuse_by_tasks_ends_as_the_table_says"
+PAUSES = "tests/test_pauses.py"
 ONE_EACH = "tests/faults/test_processes.py"
 
 
@@ -63,8 +65,9 @@ MUTANTS = [
     Mutant(
         "a hold without a fence",
         "statements",
-        '.where(job.claim_id == bindparam("fence", type_=job.claim_id.type))\n',
-        '.where(or_(bindparam("fence", type_=job.claim_id.type).is_not(None)))\n',
+        ".where(job.job_id == job_id, job.claim_id == claim_id)\n            .with_for_update(key_share=True, of=self.job)",
+        ".where(job.job_id == job_id, or_(claim_id.is_not(None)))\n"
+        "            .with_for_update(key_share=True, of=self.job)",
         STATEFUL,
     ),
     Mutant(
@@ -118,6 +121,13 @@ MUTANTS = [
         STATEFUL,
     ),
     Mutant(
+        "attempts that are not counted",
+        "statements",
+        "attempts=case((free, func.least(job.attempts, MOST_ATTEMPTS) + 1), else_=job.attempts)",
+        "attempts=job.attempts",
+        STATEFUL,
+    ),
+    Mutant(
         "a plain begin_nested instead of create_savepoint",
         "sessions",
         '"join_transaction_mode": "create_savepoint"',
@@ -141,16 +151,17 @@ MUTANTS = [
     ),
     Mutant(
         "a thread that dies of what the worker raises",
-        "execution",
-        "        except BaseException as error:\n            return error\n        return None",
-        "        except ValueError as error:\n            return error\n        return None",
-        ABUSE,
+        "shift",
+        "        except BaseException as error:  # not the handler's",
+        "        except ValueError as error:  # not the handler's",
+        "tests/test_worker.py::test_an_error_of_the_workers_own_ends_no_thread_and_loses_no_job",
     ),
     Mutant(
         "a swallowed SQL error taken for a success",
         "execution",
-        "        run.hold.restore_options()\n        session.commit()",
-        "        run.hold.restore_options()\n        session.rollback()",
+        "        run.hold.commit_session(session)\n",
+        "        try:\n            run.hold.commit_session(session)\n        except Exception:\n"
+        "            session.rollback()\n            run.hold.roll_back_to_lock()\n",
         ABUSE,
     ),
     Mutant(
@@ -185,8 +196,8 @@ MUTANTS = [
     Mutant(
         "a lost connection counted as an attempt",
         "outcomes",
-        '        "now + 1 s",\n        attempt=False,\n        crash=True,',
-        '        "now + 1 s",\n        crash=True,',
+        'the job is not committed",\n        Move.RESCHEDULE,\n        "now + 1 s",\n        attempt=False,\n',
+        'the job is not committed",\n        Move.RESCHEDULE,\n        "now + 1 s",\n',
         ONE_EACH,
     ),
     Mutant(
@@ -248,9 +259,123 @@ MUTANTS = [
     Mutant(
         "leases that are not renewed",
         "feeder",
-        "before = now - self._lease / 3",
-        "before = now - self._lease * 1_000",
+        "now - self._lease / 3\n        # this",
+        "now - self._lease * 1_000\n        # this",
         "tests/test_worker.py",
+    ),
+    Mutant(
+        "a script's end without a fence",
+        "statements",
+        "mine = (job.job_id == job_id, job.claim_id == claim_id)\n        archived",
+        "mine = (job.job_id == job_id,)\n        archived",
+        ABUSE,
+    ),
+    Mutant(
+        "a script that commits though it moved nothing",
+        "statements",
+        "else_=scripts.NOT_MOVED",
+        'else_="1"',
+        ABUSE,
+    ),
+    Mutant(
+        "a job finished outside the transaction that its handler used",
+        "execution",
+        "            if run.hold.opened and not run.hold.died:\n",
+        "            if False:\n",
+        ABUSE,
+    ),
+    Mutant(
+        "an escaped transaction that nobody tells of",
+        "execution",
+        'return sqlstate(error) == "3B001"',
+        "return False",
+        ABUSE,
+    ),
+    Mutant(
+        "a deferred constraint's refusal taken for the archive's",
+        "execution",
+        "by_commit=run.hold.has_ended()",
+        "by_commit=False",
+        ABUSE,
+    ),
+    Mutant(
+        "a task that ends its loop",
+        "async_execution",
+        "BaseException as error:\n            return error\n        return None\n\n    async def _await_handler(",
+        "Exception as error:\n            return error\n        return None\n\n    async def _await_handler(",
+        ABUSE_BY_TASKS,
+    ),
+    Mutant(
+        "settings of the handler that reach the settling",
+        "lifecycle",
+        'settings = {**limits, "search_path": held.search_path, "role": held.role}',
+        "settings = {**limits}",
+        "tests/test_execution.py",
+    ),
+    Mutant(
+        "a stale claim that is begun",
+        "execution",
+        "if renewed_at and now - renewed_at > STALE * self.transactions.lease.total_seconds():",
+        "if False:",
+        PAUSES,
+    ),
+    Mutant(
+        "a stale claim that is renewed",
+        "feeder",
+        "        self._take_back(lambda run: run.claim.renewed_at < stale, lambda run: INTERRUPTED)\n",
+        "",
+        PAUSES,
+        also=("        old = [run for run in old if run.started_at is not None or run.claim.renewed_at >= stale]\n", ""),
+    ),
+    Mutant(
+        "a claim whose age counts from the answer",
+        "transactions",
+        "        # since it was asked for",
+        "        now = clock.monotonic()\n        # since it was asked for",
+        PAUSES,
+    ),
+    Mutant(
+        "a renewal whose age counts from the answer",
+        "transactions",
+        "        for run in runs:\n            run.claim.renewed_at = now",
+        "        now = clock.monotonic()\n        for run in runs:\n            run.claim.renewed_at = now",
+        PAUSES,
+    ),
+    Mutant(
+        "an unanswered COMMIT that is always believed",
+        "transactions",
+        "self.lifecycle.has_committed(connection, held) is False",
+        "False",
+        ONE_EACH,
+    ),
+    Mutant(
+        "wake-ups without polls",
+        "rest",
+        "self._next_poll = now + jittered(wait)",
+        "self._next_poll = now + jittered(1e6 if hears and self._lit is not None else wait)",
+        "tests/test_waking.py",
+    ),
+    Mutant(
+        "a place in the line that is never left",
+        "polling",
+        "return None if now >= self._next_sweep else self._reached",
+        "return self._reached",
+        "tests/test_polling.py",
+    ),
+    Mutant(
+        "the worker's clock decides what is due",
+        "statements",
+        "            job.process_at <= statement_now(),\n            or_(job.claimed_until",
+        "            job.process_at <= bindparam('mine', type_=job.process_at.type, callable_="
+        "__import__('sa_proletarian').clock.system_clock),\n            or_(job.claimed_until",
+        "tests/faults/test_f15_clocks.py::test_workers_with_wrong_clocks_begin_nothing_early_and_nothing_late",
+    ),
+    Mutant(
+        "the living taken for dead",
+        "vigil",
+        "alive = beacons.burning(connection, LIFE, [replace(self._place, subject=name) for name in names])",
+        "alive: set[str] = set()",
+        "tests/faults/test_recovery.py",
     ),
 ]
 
@@ -291,8 +416,8 @@ def judge(mutant: Mutant, seeds: int) -> tuple[Mutant, bool, str]:
 
 
 def has_seed(test: str) -> bool:
-    """Say whether each failure is one seed's: the file has one test, which takes a seed, or one is named."""
-    return test == STATEFUL or "::" in test
+    """Say whether each failure is one seed's: the file has one test, which takes a seed, or one is named in tests/faults."""
+    return test == STATEFUL or ("::" in test and "/faults/" in test)
 
 
 def main() -> int:

@@ -11,8 +11,10 @@ FORMS = ["threads", "async"]
 @pytest.mark.slow
 def test_killed_workers_lose_nothing_and_double_nothing(trial):
     workers = [trial.start(form, up=False) for form in FORMS * trial.amount(1, 2)]
-    with trial.filled(100):
-        for _ in range(trial.amount(6, 100)):
+    kills, jobs = trial.amount(6, 200), trial.amount(1, 100_000)
+    with trial.filled(500 if trial.long else 100, together=25 if trial.long else 1) as enqueuer:
+        for number in range(kills):
+            trial.wait_until(lambda due=jobs * number // kills: enqueuer.count >= due, 600)
             victim = trial.chance.choice(workers)
             victim.wait_until_up()
             trial.pause(0.05, 0.5)

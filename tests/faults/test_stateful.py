@@ -17,7 +17,8 @@ from sa_proletarian import Proletarian, outcomes
 from sa_proletarian.lifecycle import Lifecycle
 
 SCENARIO = "stateful"
-LEASE = timedelta(hours=1)
+LEASES = [timedelta(hours=1), timedelta(hours=2), timedelta(hours=3)]
+"""A worker's own: so it can be seen whose lease a job has."""
 WORKERS = st.sampled_from(range(3))
 ANY = st.integers(0, 1_000)
 ERROR = ValueError("planned")
@@ -37,13 +38,13 @@ class Model:
 
     def __init__(self):
         self.attempts = self.crashes = self.effects = 0
-        self.fence = self.status = None
-        self.expired = False
+        self.claim = self.status = None
+        self.lease = 0
         self.due = True
 
     @property
     def claimable(self):
-        return self.status is None and self.due and (self.fence is None or self.expired)
+        return self.status is None and self.due and (self.claim is None or self.lease == 0)
 
 
 class Worker:
@@ -89,16 +90,18 @@ class Interleavings(RuleBasedStateMachine):
         locked = {other.held.job_id for other in self.workers if other.held is not None}
         claimable = {job_id for job_id, job in self.model.items() if job.claimable and job_id not in locked}
         with worker.connection.begin():
-            candidates = self.verbs.candidates(worker.connection, queue="default", known=["job"], limit=limit, lease=LEASE)
+            candidates = self.verbs.candidates(
+                worker.connection, queue="default", known=["job"], limit=limit, lease=LEASES[number]
+            )
             claims = self.verbs.take(worker.connection, candidates, worker_id=str(number))
         claimed = {claim.job_id for claim in claims}
         assert claimed <= claimable
         assert len(claimed) == min(limit, len(claimable))
         for claim in claims:
             job = self.model[claim.job_id]
-            job.attempts += job.fence is None
-            job.crashes += job.fence is not None
-            job.fence, job.expired = claim.claim_id, False
+            job.attempts += job.claim is None
+            job.crashes += job.claim is not None
+            job.claim, job.lease = claim, number + 1
             assert (claim.attempts, claim.crashes) == (job.attempts, job.crashes)
         worker.claims += claims
 
@@ -157,7 +160,7 @@ class Interleavings(RuleBasedStateMachine):
 
     def _settled(self, job, ruling):
         fate = ruling.fate
-        job.fence, job.expired = None, False
+        job.claim = None
         if fate.status is not None:
             job.status = str(fate.status)
             return
@@ -184,16 +187,23 @@ class Interleavings(RuleBasedStateMachine):
             return
         locked = {other.held.job_id for other in self.workers if other.held is not None}
         with worker.connection.begin():
-            self.verbs.renew(worker.connection, worker.claims, lease=LEASE)
+            self.verbs.renew(worker.connection, worker.claims, lease=LEASES[number])
         for claim in worker.claims:
             if self._is_valid(claim) and claim.job_id not in locked:
-                self.model[claim.job_id].expired = False
+                self.model[claim.job_id].lease = number + 1
 
-    @precondition(lambda self: any(job.fence is not None for job in self.model.values()))
+    @precondition(lambda self: any(job.claim is not None for job in self.model.values()))
     @rule(which=ANY)
     def let_a_lease_run_out(self, which):
-        claimed = [job_id for job_id, job in self.model.items() if job.fence is not None]
-        self._change(claimed[which % len(claimed)], "claimed_until = now() - interval '1 s'", expired=True)
+        claimed = [job_id for job_id, job in self.model.items() if job.claim is not None]
+        self._change(claimed[which % len(claimed)], "claimed_until = now() - interval '1 s'", lease=0)
+
+    @precondition(lambda self: any(job.claim is not None for job in self.model.values()))
+    @rule(number=WORKERS, which=ANY)
+    def lose_a_claim(self, number, which):
+        """Let a lease run out and a worker claim what there is: who had it before may still come to settle it."""
+        self.let_a_lease_run_out(which)
+        self.claim(number, 4)
 
     @precondition(lambda self: any(not job.due for job in self.model.values()))
     @rule(which=ANY)
@@ -209,7 +219,7 @@ class Interleavings(RuleBasedStateMachine):
             vars(self.model[job_id]).update(model)
 
     def _is_valid(self, claim):
-        return self.model[claim.job_id].status is None and self.model[claim.job_id].fence == claim.claim_id
+        return self.model[claim.job_id].status is None and self.model[claim.job_id].claim is claim
 
     # what holds after each step ---------------------------------------------------------------------------------------
 
@@ -220,8 +230,9 @@ class Interleavings(RuleBasedStateMachine):
         type(self).steps += 1
         sql = (
             "SELECT job_id, attempts, crashes, claim_id, NULL AS status,"
+            " ceil(extract(epoch FROM claimed_until - now()) / 3600) AS lease,"
             " (SELECT count(*) FROM effect WHERE what = job_id::text) AS effects FROM proletarian_job"
-            " UNION ALL SELECT job_id, attempts, NULL, NULL, status,"
+            " UNION ALL SELECT job_id, attempts, NULL, NULL, status, NULL,"
             " (SELECT count(*) FROM effect WHERE what = job_id::text) FROM proletarian_archived_job"
         )
         rows = self.witness.execute(text(sql)).all()
@@ -230,7 +241,8 @@ class Interleavings(RuleBasedStateMachine):
             job = self.model[row.job_id]
             assert (row.attempts, row.status, row.effects) == (job.attempts, job.status, job.effects)
             if job.status is None:
-                assert (row.crashes, row.claim_id) == (job.crashes, job.fence)
+                claim_id, lease = (None, None) if job.claim is None else (job.claim.claim_id, job.lease)
+                assert (row.crashes, row.claim_id, row.lease) == (job.crashes, claim_id, lease)
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
-"""The enqueuer: keeps a queue filled, one transaction a job, and writes down how each one ended: ok, fail or unknown.
+"""The enqueuer: keeps a queue filled, one transaction for one job or several, and writes down how each ended.
+
+That is ok, fail, or unknown.
 
 In the same transaction it writes a business row; the two must be there together or not at all.
 """
@@ -9,7 +11,7 @@ import random
 import threading
 import time
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
@@ -55,25 +57,34 @@ class Enqueuer:
 
     def put(self, payload: dict[str, Any] | None = None, *, until_certain: bool = False, **options: Any) -> str:
         """Enqueue one job; where it stays unknown whether that was committed, perhaps again under the same id."""
-        payload = self.payload() if payload is None else payload
-        job_id = uuid4()
-        outcome = self._once(job_id, payload, options)
+        [job_id] = self._put([self.payload() if payload is None else payload], until_certain=until_certain, **options)
+        return job_id
+
+    def put_together(self, count: int, **options: Any) -> list[str]:
+        """Enqueue so many jobs in one transaction."""
+        return self._put([self.payload() for _ in range(count)], **options)
+
+    def _put(self, payloads: list[dict[str, Any]], *, until_certain: bool = False, **options: Any) -> list[str]:
+        batch = {str(uuid4()): payload for payload in payloads}
+        outcome = self._once(batch, options)
         tries = 1
         while until_certain and outcome == "unknown" and tries < 40:
             time.sleep(0.1)
-            outcome = self._once(job_id, payload, options, again=True)
+            outcome = self._once(batch, options, again=True)
             tries += 1
-        self._ledger.write(what="enqueued", job=str(job_id), payload=payload, outcome=outcome, tries=tries)
-        self.count += 1
-        return str(job_id)
+        for job_id, payload in batch.items():
+            self._ledger.write(what="enqueued", job=job_id, payload=payload, outcome=outcome, tries=tries)
+        self.count += len(batch)
+        return [*batch]
 
-    def _once(self, job_id: Any, payload: dict[str, Any], options: dict[str, Any], *, again: bool = False) -> str:
+    def _once(self, batch: dict[str, dict[str, Any]], options: dict[str, Any], *, again: bool = False) -> str:
         """Try it; ``again``: somewhere there may be a first one, and then a refusal as a double means that it is there."""
         committing = False
         try:
             with Session(self._engine) as session:
-                session.execute(BUSINESS, {"job_id": str(job_id)})
-                self._jobs.enqueue(session, "job", payload, job_id=job_id, **options)
+                session.execute(BUSINESS, [{"job_id": job_id} for job_id in batch])
+                for job_id, payload in batch.items():
+                    self._jobs.enqueue(session, "job", payload, job_id=UUID(job_id), **options)
                 session.flush()
                 committing = True
                 session.commit()
@@ -85,16 +96,19 @@ class Enqueuer:
             return "unknown" if committing or again else "fail"
         return "ok"
 
-    def keep_filled(self, stop: threading.Event, target: int, **options: Any) -> None:
-        """Enqueue until told to stop, and wait while about ``target`` jobs are there."""
+    def keep_filled(self, stop: threading.Event, target: int, *, together: int = 1, **options: Any) -> None:
+        """Enqueue until told to stop, and wait while about ``target`` jobs are there.
+
+        :param together: so many in each transaction.
+        """
         while not stop.is_set():
             try:
                 with self._engine.connect() as connection:
                     missing = target - (connection.scalar(LEFT) or 0)
             except Exception:
                 missing = 1  # try it, and write down what comes of it
-            for _ in range(min(missing, 50)):
-                self.put(**options)
+            for _ in range(min(missing, 50 * together) // together):
+                self.put_together(together, **options)
                 if stop.is_set():
                     return
-            stop.wait(0.02 if missing > 0 else 0.05)
+            stop.wait(0.02 if missing >= together else 0.05)

@@ -1,6 +1,7 @@
 """A TCP proxy in front of a PostgreSQL server, which breaks the wire at a moment that can be chosen.
 
-It reads just enough of the protocol to know a COMMIT (sent as a simple query, as psycopg sends it) when it passes.
+It reads just enough of the protocol to know a COMMIT when it passes: a simple query, as psycopg sends it, which is that
+COMMIT or ends with it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-COMMIT = b"Q\x00\x00\x00\x0bCOMMIT\x00"
+COMMIT = b"COMMIT\x00"
 CHUNK = 65536
 
 
