@@ -8,11 +8,14 @@ engines on which a claim would hold no lock.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from sqlalchemy import Engine, event
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import Dialect, ExceptionContext
 from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
+from sqlalchemy.pool.base import _AdhocProxiedConnection
+from sqlalchemy.util import immutabledict
 
 from . import mysql_errors, scripts
 from .dialects import MYSQL, SUPPORTED
@@ -90,6 +93,8 @@ def own_engine(
     elif server_watches:
         event.listen(pool, "connect", let_server_watch)
     own = Engine(pool, dialect, app.url, hide_parameters=True)
+    if not _knows_its_server(dialect):
+        event.listen(pool, "connect", partial(_get_to_know_server, own))
     _share_events(own, app)
     event.listen(own, "handle_error", _leave_out_details)
     scripts.listen_to(own)
@@ -99,6 +104,29 @@ def own_engine(
         del options["isolation_level"]  # each checkout would cost two round trips
     own.update_execution_options(**options)
     return own
+
+
+def _knows_its_server(dialect: Dialect) -> bool:
+    return hasattr(dialect, "default_isolation_level")
+
+
+def _get_to_know_server(own: Engine, dbapi_connection: Any, record: Any) -> None:
+    """Ask what SQLAlchemy asks on an engine's first connection, unless the answers are there.
+
+    It asks once for all pools that connect as that engine does, and a second pool would not wait for the answers.
+    """
+    if _knows_its_server(own.dialect):
+        return
+    connection = Connection(
+        own,
+        connection=_AdhocProxiedConnection(dbapi_connection, record),
+        _has_events=False,
+        _allow_revalidate=False,
+        _allow_autobegin=False,
+    )
+    connection._execution_options = immutabledict()
+    own.dialect.initialize(connection)
+    own.dialect.do_rollback(dbapi_connection)
 
 
 def _share_events(own: Any, engine: Engine) -> None:

@@ -26,7 +26,7 @@ from .tables import NAME_LIMIT
 PRUNE = "prune"
 """The ``kind`` of the rows that say when a pass began."""
 SHORTEST, LONGEST = timedelta(seconds=1), timedelta(days=1)
-FIRST_LOOK, LONGEST_LOOK = 0.1, 300.0
+LONGEST_LOOK = 300.0
 REST = 9
 """So many times as long as a batch took, nothing is done after it."""
 
@@ -107,25 +107,13 @@ class Retention:
         while not self._stopping.is_set():
             engine = self._make_engine()
             try:
-                if self._is_known(engine):
-                    self._look(engine)
+                self._look(engine)
             except Exception as error:
                 if trouble(error) not in WAITING:
                     self._emit(events.PruningFailed, error=error)
             with suppress(Exception):
                 engine.dispose()
             self._stopping.wait(look * random.uniform(0.9, 1.1))
-
-    def _is_known(self, engine: Engine) -> bool:
-        """Wait until the feeder has connected first, or the worker stops.
-
-        What SQLAlchemy asks a server on an engine's very first connection is asked once for all pools of that engine, and
-        a second pool does not wait for the answers.
-        """
-        while not hasattr(engine.dialect, "default_isolation_level"):
-            if self._stopping.wait(FIRST_LOOK):
-                return False
-        return True
 
     def _look(self, engine: Engine) -> None:
         """Make a pass, if it is due and nobody else makes it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from sqlalchemy import NullPool, StaticPool, create_engine, event, text
 
@@ -46,6 +48,29 @@ def ask(engine, question):
 
 
 # a pool of its own
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_second_pool_does_not_depend_on_what_the_first_is_still_asking_the_server(make, own, driver):
+    app = make(driver)
+    initialize, asking, go_on, answers = app.dialect.initialize, threading.Event(), threading.Event(), []
+
+    def slowly(connection):
+        if not asking.is_set():
+            asking.set()
+            assert go_on.wait(60)
+        initialize(connection)
+
+    app.dialect.initialize = slowly
+    first = threading.Thread(target=lambda: answers.append(ask(own(app), "SELECT 1")))
+    first.start()
+    assert asking.wait(60)
+    try:
+        answers.append(ask(own(app), "SELECT 2"))
+    finally:
+        go_on.set()
+        first.join()
+    assert answers == [2, 1]
 
 
 @pytest.mark.parametrize(
