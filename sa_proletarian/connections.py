@@ -192,10 +192,14 @@ def _creator(pool: Any) -> Callable[..., Any]:
 
 
 def _leave_out_details(context: ExceptionContext) -> None:
-    """Keep payloads out of errors that travel: the server's DETAIL is part of their text, whoever prints it."""
-    for error in (context.original_exception, context.sqlalchemy_exception):
+    """Keep payloads out of errors that travel: what the server quotes is part of their text, whoever prints it."""
+    original, wrapper = context.original_exception, context.sqlalchemy_exception
+    quoting = str(original)
+    if (message := mysql_errors.without_values(original)) is not None:
+        original.args = (*original.args[:1], message)
+    for error in (original, wrapper):
         if error is not None and error.args and isinstance(error.args[0], str):
-            error.args = (without_details(error.args[0]), *error.args[1:])
+            error.args = (without_details(error.args[0].replace(quoting, str(original))), *error.args[1:])
 
 
 def _name_no_statements(dbapi_connection: Any, record: Any) -> None:

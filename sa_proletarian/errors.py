@@ -36,6 +36,8 @@ import traceback
 from datetime import timedelta
 from typing import Any
 
+from . import mysql_errors
+
 LONGEST_DELAY = timedelta(days=3650)
 """Delays above ten years are refused: they would run out of the calendar."""
 
@@ -194,6 +196,8 @@ def _message(error: BaseException) -> str:
 
 def _without_quotations(error: Any) -> str:
     """Give the message of ``error`` without rows, parameters and statements; a database's error with its SQLSTATE."""
+    if (message := mysql_errors.without_values(error)) is not None:
+        return f"{message} [{mysql_errors.number_of(error)}]"
     diagnostics = getattr(error, "diag", None)
     message = without_details(getattr(diagnostics, "message_primary", None) or str(error)).strip()
     state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)

@@ -1,14 +1,13 @@
 """What the error numbers of MariaDB and MySQL mean, in PostgreSQL's SQLSTATEs, which the rest of the house reads.
 
-It owns the one list, and the notes that tell a savepoint lost to a deadlock from one that the handler has ended. It refuses
-to read the SQLSTATEs of these servers: most of their errors have ``HY000``.
+It owns the one list, the notes that tell a savepoint lost to a deadlock from one that the handler has ended, and the
+messages without the values that these servers quote in them. It refuses to read their SQLSTATEs: most errors have ``HY000``.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
-
-from sqlalchemy.engine import ExceptionContext
 
 _STATES = {
     "40P01": (1213,),
@@ -29,6 +28,11 @@ DEADLOCK, LOCK_WAIT, NO_SAVEPOINT, KILLED = 1213, 1205, 1305, 1927
 _DRIVERS = ("pymysql", "asyncmy", "aiomysql", "MySQLdb", "mysql", "mariadb")
 _UNDONE = "sa_proletarian_undone"
 
+# what these have between quotation marks are names of columns, tables and users; elsewhere it may be a row's value
+_NAMING = {1044, 1045, 1048, 1049, 1050, 1051, 1054, 1142, 1143, 1146, 1264, 1305, 1364, 1406, 1451, 1452, 3819, 4025}
+_QUOTED = re.compile("'.*'", re.DOTALL)
+_OF_A_KEY = re.compile("'.*'(?= for key '[^']*'$)", re.DOTALL)
+
 
 def state_of(error: Any) -> str | None:
     """Give the SQLSTATE that PostgreSQL would have for this; ``None`` for what is no error of these servers' drivers."""
@@ -46,7 +50,18 @@ def number_of(error: Any) -> int | None:
     return number if isinstance(number, int) else None
 
 
-def note(context: ExceptionContext) -> None:
+def without_values(error: Any) -> str | None:
+    """Give the message of a driver's error without the values that it quotes; ``None`` for what is no such error."""
+    number = number_of(error)
+    if number is None:
+        return None
+    message = " ".join(str(part) for part in error.args[1:])
+    if number in _NAMING:
+        return message
+    return (_OF_A_KEY if _OF_A_KEY.search(message) else _QUOTED).sub("'…'", message)
+
+
+def note(context: Any) -> None:
     """Note that a deadlock has ended the transaction, and say so of the savepoint that is found missing later.
 
     A listener for an engine's ``handle_error``. A deadlock undoes the whole transaction on these servers, also where the

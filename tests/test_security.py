@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import MetaData, text
 from sqlalchemy.orm import Session
 
-from sa_proletarian import Cancel, Job, Outcome, Retry, Snooze, Worker, models_for
+from sa_proletarian import Cancel, Job, Outcome, Retry, Snooze, Worker, metadata, models_for
 from sa_proletarian.events import log_event
 from sa_proletarian.grants import grants
 from sa_proletarian.quoting import quoted
@@ -165,6 +165,64 @@ def test_no_payload_is_in_logs_events_or_errors_whatever_goes_wrong(tables, jobs
     told += [str(row) for row in rows("SELECT error FROM proletarian_archived_job")]
     assert len(told) > 100
     assert [line for line in told if CANARY in line] == []
+
+
+def on_mariadb(sql):
+    return lambda session, job: session.execute(text(sql), {"what": job.payload["secret"]})
+
+
+PATHS_ON_MARIADB = {
+    "writes_twice": writes_twice,
+    "writes_for_a_number": on_mariadb("INSERT INTO number VALUES (:what)"),
+    "reads_for_a_number": on_mariadb("UPDATE number SET what = 1 WHERE what = :what + 1 OR 1 = CAST(:what AS int)"),
+    "takes_it_for_an_instant": on_mariadb("INSERT INTO instant VALUES (:what)"),
+    "writes_bad_SQL": lambda session, job: session.execute(text(f"SELECT '{job.payload['secret']}' FROM WHERE")),
+    "calls_by_its_name": lambda session, job: session.execute(text(f"SELECT no_function('{job.payload['secret']}')")),
+    "asks_JSON": on_mariadb("SELECT JSON_VALUE(:what, :what)"),
+    "asks_for_no_table": on_mariadb("SELECT * FROM nowhere WHERE :what = ''"),
+    "flushes_a_copy": flushes_a_copy,
+    "looks_up_a_key": lambda session, job: job.payload["missing"],
+    "says_what_it_was_told": lambda session, job: say_again(session, job),
+}
+
+
+def say_again(session, job):
+    """Raise what a handler makes of the text of an error."""
+    try:
+        writes_twice(session, job)
+    except Exception as error:
+        raise RuntimeError(f"{error} {error.orig}") from None
+
+
+@pytest.mark.slow
+def test_no_payload_is_in_logs_events_or_errors_on_mariadb_whose_messages_quote_values(
+    mariadb_engine, jobs, recorder, caplog
+):
+    metadata.create_all(mariadb_engine)
+    with mariadb_engine.begin() as connection:
+        connection.execute(text("CREATE TABLE unique_effect (what varchar(100) UNIQUE)"))
+        connection.execute(text("CREATE TABLE number (what int)"))
+        connection.execute(text("CREATE TABLE instant (what datetime)"))
+    for name, handler in PATHS_ON_MARIADB.items():
+        jobs.handler(name, on_failed=lambda job, error: None)(handler)
+        with Session(mariadb_engine) as session, session.begin():
+            jobs.enqueue(session, name, {"secret": f"{CANARY}' for key 'x"})
+
+    def listener(event):
+        recorder(event)
+        log_event(event)
+
+    with caplog.at_level(logging.DEBUG, "sa_proletarian"):
+        while jobs.process_next(mariadb_engine, listener=listener) is not None:
+            pass
+    told = [record.getMessage() + str(record.__dict__.get("proletarian")) for record in caplog.records]
+    told += [str(event) for event in recorder.events]
+    with mariadb_engine.connect() as connection:
+        found = connection.execute(text("SELECT job_type, error FROM proletarian_archived_job"))
+        errors = {row.job_type: row.error for row in found}
+    assert errors["writes_twice"].startswith("IntegrityError: Duplicate entry '…' for key 'what' [1062]")
+    assert sum(error is not None for error in errors.values()) >= len(PATHS_ON_MARIADB) - 2
+    assert [line for line in [*told, *map(str, errors.values())] if CANARY in line] == []
 
 
 def test_a_job_shows_no_payload_of_itself():
