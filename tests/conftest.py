@@ -37,6 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, help="seed of the scenarios in tests/faults, to run one again")
     parser.addoption("--seeds", type=int, default=0, help="run those scenarios once with each of so many random seeds")
     parser.addoption("--scale", type=float, default=1.0, help="make the amounts of those scenarios so many times as large")
+    parser.addoption(
+        "--soak", type=float, metavar="SECONDS", help="how long the scenario takes in which all of that happens"
+    )
     parser.addoption("--faults-to", metavar="FOLDER", help="where those write down their seeds, faults and counts")
 
 

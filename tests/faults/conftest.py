@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import secrets
 from pathlib import Path
 
 import pytest
 
 from machinery.mariadb import MISSING, MariaDB, find_program
+from machinery.proxy import Proxy
 from machinery.record import Record
 from machinery.trial import Trial
 from sa_proletarian.embedded import EmbeddedPostgres
@@ -105,3 +107,18 @@ def own_mariadb():
     server = MariaDB(program)
     yield server
     server.close()
+
+
+@pytest.fixture
+def proxies(own_server, seed):
+    """Return a server and a function that makes a proxy in front of it."""
+    server = own_server(tcp=True)
+    made = []
+
+    def make():
+        made.append(Proxy(server.url().port, random.Random(seed + len(made))))
+        return made[-1]
+
+    yield server, make
+    for proxy in made:
+        proxy.close()

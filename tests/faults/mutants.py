@@ -25,6 +25,7 @@ STATEFUL = "tests/faults/test_stateful.py"
 ABUSE = "tests/faults/test_f09_handler_abuse.py::test_each_abuse_by_threads_ends_as_the_table_says"
 ABUSE_BY_TASKS = "tests/faults/test_f09_handler_abuse.py::test_each_abuse_by_tasks_ends_as_the_table_says"
 PAUSES = "tests/test_pauses.py"
+ISOLATION = "tests/test_execution.py::test_the_handlers_session_is_read_committed_whatever_the_database_says"
 ONE_EACH = "tests/faults/test_processes.py"
 
 
@@ -194,6 +195,21 @@ MUTANTS = [
         ONE_EACH,
     ),
     Mutant(
+        "a script's error taken for a failure",
+        "execution",
+        "            if trouble(error) is Trouble.DISCONNECTED:\n"
+        "                return Report(run, outcomes.connection_died(error), committed=outcomes.RETURNED)\n",
+        "",
+        ONE_EACH,
+    ),
+    Mutant(
+        "no second look after a script without an answer",
+        "execution",
+        "return Report(run, outcomes.connection_died(error), committed=outcomes.RETURNED)",
+        "return Report(run, outcomes.connection_died(error))",
+        ONE_EACH,
+    ),
+    Mutant(
         "a lost connection counted as an attempt",
         "outcomes",
         'the job is not committed",\n        Move.RESCHEDULE,\n        "now + 1 s",\n        attempt=False,\n',
@@ -217,9 +233,16 @@ MUTANTS = [
     Mutant(
         "no READ COMMITTED",
         "connections",
-        '"isolation_level": "READ COMMITTED"',
-        '"isolation_level": "SERIALIZABLE"',
-        "tests/faults/test_f08_isolation.py",
+        ', "isolation_level": "READ COMMITTED"}',
+        ', "isolation_level": "SERIALIZABLE"}',
+        ISOLATION,
+    ),
+    Mutant(
+        "scripts that begin at the database's own level",
+        "scripts",
+        'BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"',
+        'BEGIN = "BEGIN"',
+        ISOLATION,
     ),
     Mutant(
         "conflicts that are not retried",
@@ -361,6 +384,13 @@ MUTANTS = [
         "return None if now >= self._next_sweep else self._reached",
         "return self._reached",
         "tests/test_polling.py",
+    ),
+    Mutant(
+        "every claim begins at the beginning of the line",
+        "polling",
+        "return None if now >= self._next_sweep else self._reached",
+        "return None",
+        "tests/faults/test_f18_bloat.py::test_claims_do_not_step_over_the_dead_rows_that_a_held_claim_keeps",
     ),
     Mutant(
         "the worker's clock decides what is due",

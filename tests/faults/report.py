@@ -32,6 +32,8 @@ TITLES = {
     "F14": "signals",
     "F15": "wrong clocks",
     "F17": "migrations under load",
+    "F18": "dead rows beside a held claim",
+    "F19": "everything together",
     "F1 MariaDB": "`kill -9` of workers",
     "F2 MariaDB": "crashes of the server, connections killed",
     "F8 MariaDB": "deadlocks, locks not had in time",

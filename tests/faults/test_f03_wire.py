@@ -4,25 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from machinery.proxy import Proxy, Wire
+from machinery.proxy import Wire
 
 SCENARIO = "F3"
-
-
-@pytest.fixture
-def proxies(own_server, seed):
-    import random
-
-    server = own_server(tcp=True)
-    made = []
-
-    def make():
-        made.append(Proxy(server.url().port, random.Random(seed + len(made))))
-        return made[-1]
-
-    yield server, make
-    for proxy in made:
-        proxy.close()
 
 
 @pytest.mark.slow

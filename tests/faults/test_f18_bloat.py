@@ -1,0 +1,116 @@
+"""F18: many jobs come and go beside a claim that is held for long, whose transaction keeps their dead rows in the table."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import event, text
+
+from sa_proletarian import ArchivedJob, Job
+from sa_proletarian.lifecycle import Lifecycle
+from sa_proletarian.outcomes import RETURNED
+from sa_proletarian.polling import Place
+from sa_proletarian.runs import Report
+from sa_proletarian.transactions import Transactions
+
+SCENARIO = "F18"
+BATCH = 100
+ENQUEUE = text("""
+    INSERT INTO proletarian_job (job_id, queue, job_type, payload, attempts, enqueued_at, process_at, crashes)
+    SELECT gen_random_uuid(), 'default', 'work', '{}', 0, now(), clock_timestamp(), 0 FROM generate_series(1, :count)
+""")
+
+
+class Churn:
+    """A worker's claims and settlings, one after the other in this thread, on one connection."""
+
+    def __init__(self, jobs, engine):
+        jobs.handler("work")(lambda session, job: None)
+        lifecycle = Lifecycle(Job, ArchivedJob)
+        lease = timedelta(hours=1)
+        self.transactions = Transactions(jobs, lifecycle, engine, "default", "me", lease, 5, lambda claim: None)
+        self.connection = engine.connect()
+        self.blocks = None
+        event.listen(engine, "before_cursor_execute", self._explain)
+
+    def enqueue(self, count):
+        with self.connection.begin():
+            self.connection.execute(ENQUEUE, {"count": count})
+
+    def claim(self):
+        """Claim ``BATCH`` jobs; give the milliseconds that it took."""
+        begun = time.perf_counter()
+        runs = self.transactions.claim(self.connection, limit=BATCH, idle=False).runs
+        took = (time.perf_counter() - begun) * 1000
+        assert len(runs) == BATCH
+        assert len([*self.transactions.settle(self.connection, [Report(run, RETURNED) for run in runs])]) == BATCH
+        return took
+
+    def run(self, count):
+        """Have so many jobs come and go; give what their claims took."""
+        took = []
+        while len(took) * BATCH < count:
+            self.enqueue(5 * BATCH)
+            took += [self.claim() for _ in range(5)]
+        return took
+
+    def blocks_of_a_claim(self):
+        """How many blocks the next claim looks at."""
+        self.enqueue(2 * BATCH)
+        self.blocks = 0
+        self.claim()
+        blocks, self.blocks = self.blocks, None
+        self.claim()
+        return blocks
+
+    def _explain(self, connection, cursor, statement, parameters, context, executemany):
+        if self.blocks is not None and "SKIP LOCKED" in statement:
+            with cursor.connection.cursor() as other:
+                other.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters)
+                [[plan]] = other
+            plan = (json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"]
+            self.blocks += plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+
+
+@pytest.mark.slow
+def test_claims_do_not_step_over_the_dead_rows_that_a_held_claim_keeps(trial, jobs, enqueue_one):
+    churn = Churn(jobs, trial.engine)
+    with churn.connection, trial.engine.connect() as holder, holder.begin():
+        hold(churn, holder, enqueue_one)
+        trial.fault("claim held")
+        before, blocks_before = churn.run(1_000), churn.blocks_of_a_claim()
+        amount = trial.amount(5_000, 50_000)
+        churn.run(amount)
+        after, blocks_after = churn.run(1_000), churn.blocks_of_a_claim()
+        churn.transactions.place = Place()
+        blocks_of_a_sweep = churn.blocks_of_a_claim()
+    trial.record.counts |= {
+        "jobs": amount + 2_000,
+        **{f"claim_ms_{when}": round(statistics.median(took), 2) for when, took in (("before", before), ("after", after))},
+        **{f"slowest_claim_ms_{when}": round(max(took), 2) for when, took in (("before", before), ("after", after))},
+        "blocks_before": blocks_before,
+        "blocks_after": blocks_after,
+        "blocks_of_a_sweep": blocks_of_a_sweep,
+    }
+    assert blocks_of_a_sweep > amount, "the dead rows are there"
+    assert blocks_after < 2 * blocks_before + BATCH
+
+
+def hold(churn, holder, enqueue_one):
+    """Claim a job and hold it in an open transaction, as its handler's session does."""
+    enqueue_one()
+    [run] = churn.transactions.claim(churn.connection, limit=1, idle=False).runs
+    assert churn.transactions.lifecycle.hold(holder, run.claim, lock_timeout=timedelta(seconds=20)) is not None
+
+
+@pytest.fixture
+def enqueue_one(jobs, trial):
+    def enqueue():
+        with trial.engine.begin() as connection:
+            jobs.enqueue(connection, "work")
+
+    return enqueue
