@@ -10,42 +10,44 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, nullcontext, suppress
+from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import Any, cast
 
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, sessionmaker
-from sqlalchemy.util.concurrency import await_only
+from sqlalchemy.util.concurrency import await_only, greenlet_spawn
 
 from .aside import do_aside
 from .conclusion import Conclusion
+from .dialects import Trouble, trouble
 from .errors import Interrupted
 from .execution import Execution, flush
 from .registry import Compute, OnFailed, Registration, is_async
-from .runs import Run, Settled
-from .sessions import Hold, held_class, held_options, hold_in, in_scope, maker_of
+from .runs import Report, Run, Settled, prepare
+from .sessions import Hold, close_session, held_class, held_options, hold_in, in_scope, is_used, maker_of
 
 
 class LoopLock:
     """A lock for the greenlets of one event loop, which costs next to nothing as long as nobody else has it."""
 
-    __slots__ = ("_freed", "_taken")
+    __slots__ = ("_freed", "taken")
 
     def __init__(self) -> None:
-        self._taken = False
+        self.taken: bool = False
         self._freed: asyncio.Event | None = None
 
     def __enter__(self) -> bool:
-        while self._taken:
+        while self.taken:
             self._freed = self._freed or asyncio.Event()
             await_only(self._freed.wait())
-        self._taken = True
+        self.taken = True
         return True
 
     def __exit__(self, *error: object) -> None:
-        self._taken = False
+        self.taken = False
         freed, self._freed = self._freed, None
         if freed is not None:
             freed.set()
@@ -54,43 +56,96 @@ class LoopLock:
 class AsyncHold(Hold):
     """A hold on a connection of an async driver, whose handler runs in a task."""
 
-    _may_script = False
-    _cancel: Callable[[], None] | None = None
+    _task: asyncio.Task[Any] | None = None
     cancelled: bool = False
 
     def _make_lock(self) -> AbstractContextManager[bool]:
         return LoopLock()
 
     @property
+    def untouched(self) -> bool:
+        """Whether nothing is held, and nobody is about to hold anything."""
+        lock = cast("LoopLock", self._opening)
+        return self._connection is None and not lock.taken
+
+    @property
     def in_coroutine(self) -> bool:
-        return self._cancel is not None
+        return self._task is not None
 
     def begin_call(self, task: asyncio.Task[Any]) -> None:
         """Let :meth:`cancel_call` cancel ``task``, in which the handler runs, from any thread."""
-        loop = task.get_loop()
-
-        def cancel() -> None:
-            loop.call_soon_threadsafe(task.cancel)
-
-        self._cancel = cancel
+        self._task = task
         if self.cancelled:  # before it has begun
-            cancel()
+            self.cancel_call()
 
     def end_call(self) -> None:
         """Cancel nothing from now on."""
-        self._cancel = None
+        self._task = None
 
     def cancel_call(self) -> None:
         self.cancelled = True
-        cancel = self._cancel
-        if cancel is not None:
-            cancel()
+        task = self._task
+        if task is not None:
+            task.get_loop().call_soon_threadsafe(self._cancel, task)
+
+    def _cancel(self, task: asyncio.Task[Any]) -> None:
+        if self._task is task:  # else the handler has ended meanwhile
+            task.cancel()
 
 
 class AsyncExecution(Execution):
-    """What one worker needs to run one claimed job whose handler is ``async def``; call it in ``greenlet_spawn``."""
+    """What one worker needs to run one claimed job whose handler is ``async def``.
+
+    Call :meth:`perform` in ``greenlet_spawn``, or await :meth:`perform_here`.
+    """
 
     __slots__ = ()
+
+    async def perform_here(self, run: Run) -> Report | None:
+        """Do what :meth:`perform` does, with the handler in the current task, which has no other purpose.
+
+        That needs no greenlet as long as there is nothing to wait for but the handler. What there is else is done in
+        another task, because this one may be cancelled.
+        """
+        early = self.begin(run)
+        if early is not None:
+            return early
+        registration = self.registry.registration(run.claim.job_type)
+        context, session = copy_context(), None
+        if registration is None or registration.compute is not None or not registration.is_async:
+            return await _undisturbed(context, self.go_on, run)
+        try:
+            prepare(run, self.transactions.lifecycle)
+            session = open_async_session(self.session, self.app_engine, run.hold)
+        except BaseException as its_own:
+            error: BaseException | None = its_own
+        else:
+            error = await self._called_here(registration, session, run)
+        if _is_over(run.hold, session) and (error is None or trouble(error) is not Trouble.CONFLICT):
+            run.hold.abandon()
+            return self._end(run, error)
+        if isinstance(error, GeneratorExit):  # the loop is closed: nothing can be waited for
+            raise error
+        return await _undisturbed(context, self._close_and_end, run, session, error)
+
+    async def _called_here(self, registration: Registration, session: Any, run: Run) -> BaseException | None:
+        hold = cast("AsyncHold", run.hold)
+        hold.begin_call(run.runner)
+        error = await self._awaited(registration, session, run)
+        hold.end_call()
+        return _interruption() if hold.cancelled and isinstance(error, asyncio.CancelledError) else error
+
+    def _close_and_end(self, run: Run, session: AsyncSession | None, error: BaseException | None) -> Report | None:
+        try:
+            run.hold.seal()
+            if session is not None:
+                close_session(session.sync_session)
+        except BaseException as its_own:
+            error = its_own
+        try:
+            return self._end(run, self._call_until_no_conflict(run, error))
+        finally:
+            run.hold.close()
 
     def _is_ctrl_c(self, error: BaseException) -> bool:
         return False  # on an event loop SIGINT is nothing that a handler could meet
@@ -128,7 +183,7 @@ class AsyncExecution(Execution):
 
     async def _await_handler(self, registration: Registration, session: Any, run: Run) -> None:
         await registration.handler(session, run.job, *run.computed)
-        if session.sync_session.in_transaction():  # else there is nothing for which a greenlet were needed
+        if _is_made(session) and session.sync_session.in_transaction():  # else a greenlet would have nothing to do
             await session.run_sync(flush, run)
 
     async def _await_handler_within(self, registration: Registration, session: Any, run: Run) -> None:
@@ -166,18 +221,52 @@ class AsyncConclusion(Conclusion):
             await_only(asyncio.to_thread(callback, job, error))
 
 
+class _PlainSession(AsyncSession):
+    """An ``AsyncSession`` that is made when it is first asked for anything: short handlers often never do."""
+
+    proletarian_parts: tuple[Engine, Hold]
+
+    def __getattr__(self, name: str) -> Any:
+        parts = self.__dict__.pop("proletarian_parts", None)
+        if parts is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+        engine, hold = parts
+        session_class: Any = held_class(Session)
+        super().__init__(None, sync_session_class=session_class, **held_options({}))
+        self.sync_session.bind = engine
+        hold_in(self.sync_session, engine, hold)
+        return getattr(self, name)
+
+
+_PlainSession.__name__ = _PlainSession.__qualname__ = AsyncSession.__name__
+
+
 def open_async_session(source: Any, engine: Engine, hold: Hold) -> AsyncSession:
     """Make the handler's session: of the app's class and options, on the held connection where it would use ``engine``."""
+    if source is None:
+        session: AsyncSession = _PlainSession.__new__(_PlainSession)
+        session.__dict__["proletarian_parts"] = engine, hold
+        return session
     maker: Any = maker_of(source)
-    session_class: Any = maker.class_ if maker is not None else AsyncSession
-    options: dict[str, Any] = {**maker.kw} if maker is not None else {}
-    sync_class: Any = options.pop("sync_session_class", None) or session_class.sync_session_class
+    options: dict[str, Any] = {**maker.kw}
+    sync_class: Any = options.pop("sync_session_class", None) or maker.class_.sync_session_class
     bind: Any = options.pop("bind", None)
-    session: AsyncSession = session_class(bind, sync_session_class=held_class(sync_class), **held_options(options))
+    session = maker.class_(bind, sync_session_class=held_class(sync_class), **held_options(options))
     if bind is None:
         session.sync_session.bind = engine
     hold_in(session.sync_session, engine, hold)
     return session
+
+
+def _is_made(session: AsyncSession) -> bool:
+    return "sync_session" in session.__dict__
+
+
+def _is_over(hold: Hold, session: AsyncSession | None) -> bool:
+    """Whether nothing is left of the handler's session that were to be closed."""
+    if not cast("AsyncHold", hold).untouched:
+        return False
+    return session is None or not _is_made(session) or not is_used(session.sync_session)
 
 
 def sync_maker(source: Any) -> sessionmaker[Any] | None:
@@ -205,9 +294,28 @@ async def _in_a_task(run: Run, call: Coroutine[Any, Any, BaseException | None]) 
         hold.cancelled = True
     finally:
         hold.end_call()
-    if isinstance(error, asyncio.CancelledError) and hold.cancelled:
-        return Interrupted("the worker has cancelled the handler")
-    return error
+    return _interruption() if hold.cancelled and isinstance(error, asyncio.CancelledError) else error
+
+
+def _interruption() -> Interrupted:
+    return Interrupted("the worker has cancelled the handler")
+
+
+async def _undisturbed(context: Context, function: Callable[..., Report | None], *args: Any) -> Report | None:
+    """Call ``function`` in a greenlet of another task and wait for its end, whoever cancels this one."""
+    begun: list[bool] = []
+
+    def call() -> Report | None:
+        begun.append(True)
+        return function(*args)
+
+    while True:
+        task = context.run(asyncio.get_running_loop().create_task, greenlet_spawn(call))
+        while not task.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
+        if begun:  # else somebody has cancelled all tasks, and it as well
+            return task.result()
 
 
 @asynccontextmanager

@@ -106,7 +106,7 @@ class AsyncLane:
 
     async def _perform(self, run: Run) -> Report | None:
         try:
-            return await greenlet_spawn(self._execution.perform, run)
+            return await self._execution.perform_here(run)
         except BaseException as error:  # not the handler's error, which is a value by now, but ours: the job runs again
             self._execution.conclusion.emit(events.JobWorkerError, error=error)
             return Report(run, connection_died(error))

@@ -75,6 +75,21 @@ class Execution:
 
     def perform(self, run: Run) -> Report | None:
         """Run one claimed job; settle it if its handler used the session, else give the report of it."""
+        early = self.begin(run)
+        return self.go_on(run) if early is None else early
+
+    def go_on(self, run: Run) -> Report | None:
+        """Do what remains of it once it has begun."""
+        try:
+            error = self._compute(run)
+            if error is None:
+                error = self._call_until_no_conflict(run, self._call(run))
+            return self._end(run, error)
+        finally:
+            run.hold.close()
+
+    def begin(self, run: Run) -> Report | None:
+        """Take note that ``run`` begins; give the report of one that need not."""
         now = clock.monotonic()
         renewed_at = run.claim.renewed_at  # 0 for a claim without a lease
         if renewed_at and now - renewed_at > STALE * self.transactions.lease.total_seconds():
@@ -84,20 +99,17 @@ class Execution:
         if run.asked is not None:  # it need not begin
             return Report(run, self.end_early(run))
         self.conclusion.tell(run, events.HandlingJob)
-        try:
-            error = self._compute(run)
-            if error is None:
-                error = self._call_until_no_conflict(run)
-            if not run.finish():
-                return None  # it was given up meanwhile, and its job is settled without it
-            ruling = self._rule(run, error)
-            if ruling is outcomes.RETURNED:
-                run.job = None  # nobody asks for it any more, and the two name each other: that is work for the collector
-            if run.hold.opened and not run.hold.died:
-                return self._settle_held(run, ruling)
-            return Report(run, ruling)
-        finally:
-            run.hold.close()
+        return None
+
+    def _end(self, run: Run, error: BaseException | None) -> Report | None:
+        if not run.finish():
+            return None  # it was given up meanwhile, and its job is settled without it
+        ruling = self._rule(run, error)
+        if ruling is outcomes.RETURNED:
+            run.job = None  # nobody asks for it any more, and the two name each other: that is work for the collector
+        if run.hold.opened and not run.hold.died:
+            return self._settle_held(run, ruling)
+        return Report(run, ruling)
 
     def _compute(self, run: Run) -> BaseException | None:
         """Have computed what the handler is to get, if that is so; give the error with which that ended."""
@@ -117,15 +129,16 @@ class Execution:
             return error
         return None
 
-    def _call_until_no_conflict(self, run: Run) -> BaseException | None:
+    def _call_until_no_conflict(self, run: Run, error: BaseException | None) -> BaseException | None:
+        """Call the handler again while the database takes it for a loser; ``error`` is how its first call ended."""
         for _ in range(MOST_CONFLICTS):
-            error = self._call(run)
             if error is None or trouble(error) is not Trouble.CONFLICT or run.interrupted():
-                return error
+                break
             self.conclusion.tell(run, events.ConflictRetried, error=error)
             run.hold.reset()
             self._pause(random.uniform(0.01, 0.2))
-        return self._call(run)
+            error = self._call(run)
+        return error
 
     def _pause(self, seconds: float) -> None:
         self.stopping.wait(seconds)

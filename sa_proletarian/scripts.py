@@ -1,14 +1,15 @@
 """Several statements in one round trip: what a worker says in the transaction of a handler that used its session.
 
 It owns the way in which statements travel together: as one script of PostgreSQL's simple protocol, with its values written
-into it, and without the driver's own BEGIN and COMMIT. That takes psycopg as it comes; with any other driver, and for ids
-that are no UUIDs, the same is said statement by statement. It refuses values of unknown origin: an id and a fence are UUIDs,
-and what else stands in a script is ours, or a setting of the server in quotation marks.
+into it, and without the driver's own BEGIN and COMMIT. That takes psycopg as it comes, async or not; with any other driver,
+and for ids that are no UUIDs, the same is said statement by statement. It refuses values of unknown origin: an id and a
+fence are UUIDs, and what else stands in a script is ours, or a setting of the server in quotation marks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, CursorResult, Engine, event
@@ -24,6 +25,7 @@ JOB_ID, CLAIM_ID, WAIT = "@job_id@", "@claim_id@", "@wait@"
 NOT_MOVED = "sa_proletarian: the row was not ours to move"
 """What the server quotes in its error when there was nothing to settle."""
 
+_ANSWER = ANSWER.encode()
 _OPTIONS = {"no_parameters": True, "sa_proletarian_script": True}
 
 
@@ -67,12 +69,13 @@ class HeldConnection(Connection):
 
 def understands(connection: Connection) -> bool:
     """Whether ``connection`` takes scripts."""
-    if connection.dialect.driver != "psycopg" or connection.dialect.is_async:
+    if connection.dialect.driver != "psycopg":
         return False
     driver: Any = connection.connection.driver_connection
-    from psycopg import Cursor  # noqa: PLC0415 (where it is not installed, nobody comes here)
+    from psycopg import AsyncCursor, Cursor  # noqa: PLC0415 (where it is not installed, nobody comes here)
 
-    return driver.cursor_factory is Cursor and hasattr(driver, "_autocommit")
+    as_it_comes = AsyncCursor if connection.dialect.is_async else Cursor
+    return driver.cursor_factory is as_it_comes and hasattr(driver, "_autocommit")
 
 
 def template(connection: Connection, statement: Executable) -> str:
@@ -131,6 +134,27 @@ def listen_to(engine: Engine) -> None:
 
 
 def _to_the_rows(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool) -> None:
-    if context.execution_options.get("sa_proletarian_script"):
-        while (cursor.description is None or cursor.description[0][0] != ANSWER) and cursor.nextset():
-            pass
+    if not context.execution_options.get("sa_proletarian_script"):
+        return
+    adapts = context.dialect.is_async
+    its_own = cursor._cursor if adapts else cursor
+    while not _has_answer(its_own.pgresult) and its_own.nextset():
+        pass
+    if adapts:  # SQLAlchemy keeps the rows of the first
+        cursor._rows = deque(_without_waiting(its_own.fetchall()))
+
+
+def _has_answer(result: Any) -> bool:
+    """Whether ``result`` has the rows that are wanted; a cursor's description of it would take far longer to make."""
+    return result is not None and result.nfields > 0 and result.fname(0) == _ANSWER
+
+
+def _without_waiting(coroutine: Coroutine[Any, Any, Sequence[Any]]) -> Sequence[Any]:
+    """Run what is ``async`` and waits for nothing, whatever the thread: the rows have come with the execution."""
+    try:
+        coroutine.send(None)
+    except StopIteration as its_end:
+        rows: Sequence[Any] = its_end.value
+        return rows
+    coroutine.close()
+    raise RuntimeError("the driver fetches rows that a script should have brought")

@@ -232,9 +232,14 @@ def open_session(source: SessionSource, engine: Engine, hold: Hold) -> Session:
 
 def close_session(session: Session) -> None:
     """Close the handler's session, if it has been used: for most short jobs this would cost more than the job."""
-    if session.in_transaction() or session.identity_map or type(session).close is not Session.close:
+    if is_used(session):
         with suppress(Exception):
             session.close()
+
+
+def is_used(session: Session) -> bool:
+    """Whether closing ``session`` does anything."""
+    return session.in_transaction() or bool(session.identity_map) or type(session).close is not Session.close
 
 
 def held_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -10,10 +10,13 @@ import sys
 import threading
 import time
 from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 
 import pytest
+from psycopg.errors import DeadlockDetected
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.util.concurrency import await_only, greenlet_spawn
@@ -164,6 +167,118 @@ def test_handlers_wait_for_a_connection_and_none_fails_by_waiting(url, jobs, enq
     assert effects(rows) == ["written"] * 30
     assert max(most) <= 5  # two handlers, the feeder, the one to listen with, the fixture
     assert set(recorder.names) <= {"handling_job", "job_finished", "shutting_down", "completed_shutdown"}
+
+
+def test_what_a_handler_leaves_in_its_task_does_not_reach_the_next(psycopg_url, jobs, enqueue, recorder, seen, rows):
+    request, got, tasks = ContextVar("request"), [], []
+
+    @jobs.handler("work")
+    async def work(session, job):
+        got.append(request.get(None))
+        request.set(job.job_id)
+        tasks.append(asyncio.current_task())
+        if len(tasks) == 1:
+            raise deadlock  # called again, and in the same way
+
+    enqueue(*["work"] * 3)
+    deadlock = DBAPIError("", {}, DeadlockDetected())
+
+    async def main():
+        async with working(jobs, psycopg_url, recorder, concurrency=1):
+            await seen("job_finished", 3)
+
+    asyncio.run(main())
+    assert got == [None] * 4
+    assert len({*tasks}) == 4
+    assert recorder.names.count("conflict_retried") == 1
+
+
+def test_a_session_is_made_when_it_is_asked_for_something(psycopg_url, jobs, enqueue, recorder, seen, rows):
+    got = []
+
+    @jobs.handler("idle")
+    async def idle(session, job):
+        got.append((isinstance(session, AsyncSession), {*vars(session)} & {"sync_session", "bind", "binds"}))
+
+    @jobs.handler("work")
+    async def work(session, job):
+        got.append((hasattr(session, "nonsense"), session.autoflush, isinstance(session.sync_session, Session)))
+        async with session:
+            await write(session, "written")
+            await session.commit()
+
+    enqueue("idle", "work")
+
+    async def main():
+        async with working(jobs, psycopg_url, recorder, concurrency=1):
+            await seen("job_finished", 2)
+
+    asyncio.run(main())
+    assert got == [(True, set()), (False, True, True)]
+    assert effects(rows) == ["written"]
+
+
+def test_who_cancels_a_handlers_task_too_late_does_not_cancel_what_follows(psycopg_url, jobs, enqueue, recorder, seen, rows):
+    tasks = []
+
+    @jobs.handler("work")
+    async def work(session, job):
+        await write(session, "never")
+        tasks.append(asyncio.current_task())
+        raise ValueError("no")
+
+    async def on_failed(job, error):
+        tasks[0].cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        tasks.append(str(error))
+
+    @jobs.handler("next")
+    async def next_one(session, job):
+        await write(session, "next")
+
+    enqueue("work", "next")
+
+    async def main():
+        async with working(jobs, psycopg_url, recorder, concurrency=1, on_failed=on_failed):
+            await seen("job_finished")
+
+    asyncio.run(main())
+    assert archive(rows) == [("next", "success", 1), ("work", "failure", 1)]
+    assert tasks[1:] == ["no"]
+    assert effects(rows) == ["next"]
+
+
+def test_what_follows_a_handler_is_done_also_if_it_is_cancelled_before_it_has_begun(
+    psycopg_url, jobs, enqueue, recorder, seen, rows
+):
+    cancelled = []
+
+    @jobs.handler("work")
+    async def work(session, job):
+        await write(session, "never")
+        before = asyncio.all_tasks()
+
+        def cancel_what_is_new():
+            cancelled.extend(task.cancel() for task in asyncio.all_tasks() - before)
+
+        asyncio.get_running_loop().call_soon(cancel_what_is_new)
+        raise ValueError("no")
+
+    @jobs.handler("next")
+    async def next_one(session, job):
+        await write(session, "next")
+
+    enqueue("work", "next")
+
+    async def main():
+        async with working(jobs, psycopg_url, recorder, concurrency=1, connections=1):
+            await seen("job_finished")
+
+    asyncio.run(main())
+    assert cancelled == [True]
+    assert archive(rows) == [("next", "success", 1), ("work", "failure", 1)]
+    assert effects(rows) == ["next"]
 
 
 def test_a_plain_function_does_not_block_the_loop(psycopg_url, jobs, enqueue, recorder, seen):

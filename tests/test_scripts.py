@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 
 import pytest
 from sqlalchemy import create_engine, event, text
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
 from sa_proletarian import Outcome, Retry
@@ -22,21 +24,43 @@ def enqueue(jobs, tables):
     return enqueue
 
 
+@pytest.fixture(params=["sync", "async", "async beside threads"])
+def form(request):
+    """How psycopg is used: as it comes, on an event loop, or on one beside the threads that run handlers."""
+    return request.param
+
+
 @pytest.fixture
-def trips(tables, tmp_path):
+def given(tables, form):
+    """Return the app's engine."""
+    engine = create_engine(tables.url) if form == "sync" else create_async_engine(tables.url)
+    yield engine
+    if form == "sync":
+        engine.dispose()
+
+
+@pytest.fixture
+def process_next(jobs, given, form):
+    """Return a function that runs the next job."""
+    if form != "async":
+        return lambda: jobs.process_next(given)
+    return lambda: asyncio.run(jobs.process_next_async(given))
+
+
+@pytest.fixture
+def trips(given, tmp_path):
     """Return a function that gives how many times the server has answered on each connection that was made since."""
 
     def begin(dbapi_connection, record):
-        with (tmp_path / f"{dbapi_connection.pgconn.backend_pid}.trace").open("wb") as file:
-            dbapi_connection.pgconn.trace(os.dup(file.fileno()))
+        pgconn = record.driver_connection.pgconn
+        with (tmp_path / f"{pgconn.backend_pid}.trace").open("wb") as file:
+            pgconn.trace(os.dup(file.fileno()))
 
-    tables.dispose()
-    event.listen(tables, "connect", begin)
-    yield lambda: [(path.read_bytes(), path.read_bytes().count(READY)) for path in tmp_path.glob("*.trace")]
-    event.remove(tables, "connect", begin)
+    event.listen(getattr(given, "sync_engine", given), "connect", begin)
+    return lambda: [(path.read_bytes(), path.read_bytes().count(READY)) for path in tmp_path.glob("*.trace")]
 
 
-def test_a_job_that_writes_a_row_takes_three_round_trips(jobs, tables, enqueue, trips, rows):
+def test_a_job_that_writes_a_row_takes_three_round_trips(jobs, enqueue, process_next, trips, rows):
     """One begins, locks and makes both savepoints, one is the handler's, and one settles and commits."""
 
     @jobs.handler("work")
@@ -44,7 +68,7 @@ def test_a_job_that_writes_a_row_takes_three_round_trips(jobs, tables, enqueue, 
         session.execute(text("INSERT INTO effect VALUES ('done')"))
 
     enqueue()
-    assert jobs.process_next(tables) is Outcome.RETURNED
+    assert process_next() is Outcome.RETURNED
     assert rows("SELECT what FROM effect") == [("done",)]
     assert [count for trace, count in trips() if b"INSERT INTO effect" in trace] == [3]
 
@@ -62,19 +86,19 @@ def test_a_driver_that_takes_no_scripts_says_the_same_statement_by_statement(dat
     assert rows("SELECT status FROM proletarian_archived_job") == [("success",)]
 
 
-def test_a_row_that_the_handler_has_deleted_is_a_failure_of_its_own(jobs, tables, enqueue, rows):
+def test_a_row_that_the_handler_has_deleted_is_a_failure_of_its_own(jobs, enqueue, process_next, rows):
     @jobs.handler("work", retry=Retry(1))
     def work(session, job):
         session.execute(text("INSERT INTO effect VALUES ('undone')"))
         session.execute(text("DELETE FROM proletarian_job"))
 
     enqueue()
-    assert jobs.process_next(tables) is Outcome.RETRIED
+    assert process_next() is Outcome.RETRIED
     assert rows("SELECT what FROM effect") == []
     assert rows("SELECT attempts, last_error LIKE '%deleted its own%' FROM proletarian_job") == [(1, True)]
 
 
-def test_a_deferred_constraint_that_fails_at_commit_is_the_handlers_failure(jobs, tables, enqueue, rows):
+def test_a_deferred_constraint_that_fails_at_commit_is_the_handlers_failure(jobs, enqueue, process_next, rows):
     rows("CREATE TABLE parent (id int PRIMARY KEY)")
     rows("CREATE TABLE child (parent int REFERENCES parent DEFERRABLE INITIALLY DEFERRED)")
 
@@ -83,13 +107,13 @@ def test_a_deferred_constraint_that_fails_at_commit_is_the_handlers_failure(jobs
         session.execute(text("INSERT INTO child VALUES (1)"))
 
     enqueue()
-    assert jobs.process_next(tables) is Outcome.GAVE_UP
+    assert process_next() is Outcome.GAVE_UP
     assert rows("SELECT count(*) FROM child") == [(0,)]
     assert rows("SELECT status, error LIKE '%23503%' FROM proletarian_archived_job") == [("failure", True)]
 
 
 @pytest.mark.parametrize("path", ["", "pg_catalog", 'Weird, "p\'q\\r", public'])
-def test_what_a_handler_has_set_does_not_lead_the_settling_astray(jobs, tables, enqueue, rows, path):
+def test_what_a_handler_has_set_does_not_lead_the_settling_astray(jobs, enqueue, process_next, rows, path):
     """The settling finds the tables where the worker found them, though its statements come without parameters."""
 
     @jobs.handler("work")
@@ -99,19 +123,19 @@ def test_what_a_handler_has_set_does_not_lead_the_settling_astray(jobs, tables, 
         session.execute(text("SET standard_conforming_strings TO off"))
 
     enqueue()
-    assert jobs.process_next(tables) is Outcome.RETURNED
+    assert process_next() is Outcome.RETURNED
     assert rows("SELECT status FROM proletarian_archived_job") == [("success",)]
 
 
-def test_a_search_path_with_quotation_marks_is_restored_as_it_was(database_url, tables, jobs, enqueue, rows):
+def test_a_search_path_with_quotation_marks_is_restored_as_it_was(jobs, enqueue, given, process_next):
     """What the server says of its own settings goes back into a script as a literal."""
     path = '"o\'r\\n", public'
-    engine = create_engine(database_url)
 
-    @event.listens_for(engine, "connect")
+    @event.listens_for(getattr(given, "sync_engine", given), "connect")
     def set_path(dbapi_connection, record):
-        with dbapi_connection.cursor() as cursor:
-            cursor.execute("SELECT set_config('search_path', %s, false)", (path,))
+        cursor = dbapi_connection.cursor()
+        cursor.execute("SELECT set_config('search_path', %s, false)", (path,))
+        cursor.close()
         dbapi_connection.commit()
 
     seen = []
@@ -122,12 +146,11 @@ def test_a_search_path_with_quotation_marks_is_restored_as_it_was(database_url, 
         session.execute(text("INSERT INTO effect VALUES ('done')"))
 
     enqueue()
-    assert jobs.process_next(engine) is Outcome.RETURNED
-    engine.dispose()
+    assert process_next() is Outcome.RETURNED
     assert seen == [path]
 
 
-def test_a_handler_commits_and_rolls_back_as_often_as_it_likes(jobs, tables, enqueue, rows):
+def test_a_handler_commits_and_rolls_back_as_often_as_it_likes(jobs, enqueue, process_next, rows):
     @jobs.handler("work")
     def work(session, job):
         for what in ("a", "b", "c", "d"):
@@ -136,11 +159,11 @@ def test_a_handler_commits_and_rolls_back_as_often_as_it_likes(jobs, tables, enq
         session.execute(text("INSERT INTO effect VALUES ('e')"))
 
     enqueue()
-    assert jobs.process_next(tables) is Outcome.RETURNED
+    assert process_next() is Outcome.RETURNED
     assert rows("SELECT what FROM effect ORDER BY what") == [("a",), ("c",), ("e",)]
 
 
-def test_a_failure_undoes_also_what_was_committed_before_it(jobs, tables, enqueue, rows):
+def test_a_failure_undoes_also_what_was_committed_before_it(jobs, enqueue, process_next, rows):
     @jobs.handler("work")
     def work(session, job):
         for what in ("a", "b"):
@@ -149,6 +172,6 @@ def test_a_failure_undoes_also_what_was_committed_before_it(jobs, tables, enqueu
         raise RuntimeError
 
     enqueue()
-    assert jobs.process_next(tables) is Outcome.GAVE_UP
+    assert process_next() is Outcome.GAVE_UP
     assert rows("SELECT what FROM effect") == []
     assert rows("SELECT status FROM proletarian_archived_job") == [("failure",)]
