@@ -11,7 +11,7 @@ from datetime import datetime
 from enum import Enum, auto
 from typing import Any
 
-from sqlalchemy import DateTime, exc
+from sqlalchemy import DateTime, String, exc, func, literal_column
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import FunctionElement
 from sqlalchemy.types import TypeEngine
@@ -53,6 +53,12 @@ def _clock_timestamp(element: Any, compiler: Any, **kw: Any) -> str:
 @compiles(clock_now, *MYSQL)
 def _utc_timestamp(element: Any, compiler: Any, **kw: Any) -> str:
     return "UTC_TIMESTAMP(6)"  # on these servers it stands still during a statement only
+
+
+def later(now: Any, span: Any) -> Any:
+    """Give the moment ``span`` after ``now``; a day has 24 hours, whatever the session's time zone makes of it."""
+    utc = literal_column("'UTC'", String())
+    return func.timezone(utc, func.timezone(utc, now, type_=DateTime()) + span, type_=TIMESTAMP)
 
 
 class Trouble(Enum):

@@ -38,7 +38,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY
 
 from . import scripts
-from .dialects import clock_now, statement_now
+from .dialects import clock_now, later, statement_now
 
 if TYPE_CHECKING:
     from .models import ArchivedJobMixin, JobMixin
@@ -112,7 +112,7 @@ class Statements:
                 job.crashes,
                 job.last_error,
                 expired.label("expired"),
-                (statement_now() + bindparam("lease", type_=Interval())).label("until"),
+                later(statement_now(), bindparam("lease", type_=Interval())).label("until"),
             )
             .where(*conditions)
             .order_by(job.process_at, job.job_id)
@@ -227,7 +227,7 @@ class Statements:
                 claim_id=None,
                 claimed_by=None,
                 claimed_until=None,
-                process_at=func.coalesce(clock_now() + fences.c.delay, job.process_at),
+                process_at=func.coalesce(later(clock_now(), fences.c.delay), job.process_at),
                 attempts=func.greatest(job.attempts - fences.c.refund, 0),
                 crashes=case((fences.c.reported, 0), else_=job.crashes + fences.c.crash),
                 last_error=func.coalesce(fences.c.error, job.last_error),
@@ -245,7 +245,7 @@ class Statements:
             .with_for_update(key_share=True, skip_locked=True, of=self.job)
             .subquery("free")
         )
-        until = statement_now() + bindparam("lease", type_=Interval())
+        until = later(statement_now(), bindparam("lease", type_=Interval()))
         return update(self.job).where(job.job_id == free.c.job_id).values(claimed_until=until)
 
     def _fences(self, **further: Any) -> Any:

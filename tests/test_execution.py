@@ -24,6 +24,7 @@ from sa_proletarian import (
     Proletarian,
     Retry,
     SessionClosed,
+    Snooze,
     metadata,
 )
 
@@ -390,6 +391,23 @@ def test_a_retry_delay_counts_from_the_finish(run, rows):
     run(handler, retry=Retry(1, [timedelta(seconds=100)]))
     [(wait,)] = rows("SELECT extract(epoch FROM process_at - clock_timestamp())::float FROM proletarian_job")
     assert wait > 99.6
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York"])
+def test_a_day_of_delay_is_24_hours_though_the_clocks_change_meanwhile(run, rows, tables, zone):
+    """In a session's time zone the same time tomorrow may be 23 hours away, or 25."""
+    name = rows("SELECT current_database()")[0][0]
+    rows(f"ALTER DATABASE {name} SET timezone = '{zone}'")
+    tables.dispose()
+    changed = "extract(timezone FROM now()) <> extract(timezone FROM now() + make_interval(days => day))"
+    [(days,)] = rows(f"SELECT min(day) FROM generate_series(2, 300) AS day WHERE {changed}")
+
+    def handler(session, job):
+        raise Snooze(timedelta(days=days))
+
+    assert run(handler) is Outcome.SNOOZED
+    [(hours,)] = rows("SELECT extract(epoch FROM process_at - now()) / 3600 FROM proletarian_job")
+    assert 0 <= 24 * days - hours < 0.5
 
 
 def test_a_handler_that_returns_a_coroutine_has_done_nothing(run_in_thread, rows):

@@ -35,7 +35,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
-from sa_proletarian.dialects import clock_now, statement_now
+from sa_proletarian.dialects import clock_now, later, statement_now
 from sa_proletarian.lifecycle import Claim, Held, Lifecycle
 from sa_proletarian.outcomes import RETURNED, Move, Ruling, Status
 from sa_proletarian.sessions import Hold
@@ -161,7 +161,7 @@ class RowLifecycle(Lifecycle):
             update(self._job)
             .where(job.job_id.in_(self._free_id(claim)))
             .values(
-                process_at=func.coalesce(clock_now() + cast(delay, Interval()), job.process_at),
+                process_at=func.coalesce(later(clock_now(), cast(delay, Interval())), job.process_at),
                 attempts=func.least(job.attempts, MOST_ATTEMPTS) + (1 if attempt else 0),
             )
             .returning(job.job_id, _transaction_id())

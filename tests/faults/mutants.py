@@ -393,6 +393,13 @@ MUTANTS = [
         "tests/faults/test_f18_bloat.py::test_claims_do_not_step_over_the_dead_rows_that_a_held_claim_keeps",
     ),
     Mutant(
+        "a day that is as long as the session's time zone says",
+        "dialects",
+        "return func.timezone(utc, func.timezone(utc, now, type_=DateTime()) + span, type_=TIMESTAMP)",
+        "return now + span",
+        "tests/test_execution.py::test_a_day_of_delay_is_24_hours_though_the_clocks_change_meanwhile",
+    ),
+    Mutant(
         "the worker's clock decides what is due",
         "statements",
         "            job.process_at <= statement_now(),\n            or_(job.claimed_until",
