@@ -96,6 +96,7 @@ def _add_size(command: argparse.ArgumentParser) -> None:
 def _add_pace(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--polling-interval", type=_span, metavar="SECONDS", help="how long to wait on an empty queue; default 0.1")
+    add("--no-wake", dest="wake", action="store_const", const=False, help="only poll, and let no enqueue wake the workers")
     add("--lease", type=_span, metavar="SECONDS", help="how long a claim holds without being renewed; default 30")
     seconds = timedelta(seconds=10)
     add("--termination-timeout", type=_span, default=seconds, metavar="SECONDS", help="what running jobs get; default 10")
@@ -196,7 +197,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     if getattr(arguments, unfit.removeprefix("--")) is not None:
         raise ReferenceMistake(f"{unfit} means nothing {'with' if arguments.is_async else 'without'} --async")
     sizes, pace = ("threads", "concurrency", "pooler"), ("polling_interval", "lease", "termination_timeout")
-    names = (*sizes, *pace, "crash_ceiling", "retention")
+    names = (*sizes, *pace, "wake", "crash_ceiling", "retention")
     given = {name: getattr(arguments, name) for name in names}
     given |= {
         name: look_up(place) for name in ("session", "around", "executor") if (place := getattr(arguments, name)) is not None

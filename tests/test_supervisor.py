@@ -64,6 +64,12 @@ def sleep(session, job):
     say("sleeping")
     job.sleep(timedelta(hours=1))
 
+@jobs.handler("listen")
+@async_jobs.handler("listen")
+async def listen(session, job):
+    ears = [thread for thread in threading.enumerate() if thread.name.endswith("-ears")]
+    say(f"{len(ears)} of the threads listen")
+
 @jobs.handler("hang")
 def hang(session, job):
     say("hanging")
@@ -493,9 +499,21 @@ def test_one_process_ends_by_itself_after_so_many_jobs(command, enqueue, rows):
     assert len(rows(EFFECTS)) == 2
 
 
-# asyncio
-
 ASYNC = {"jobs": "app:async_jobs", "engine": "app:make_async_engine"}
+
+
+@pytest.mark.parametrize(("options", "app"), [(("--processes", "2"), {}), (("--async",), ASYNC)])
+def test_no_wake_reaches_the_workers(command, enqueue, options, app):
+    """The threads in which they listen are begun before the first job."""
+    for flags, count in (([], 1), (["--no-wake"], 0)):
+        enqueue("listen")
+        worker = command(*options, *flags, **app)
+        worker.read_until(rf"^{count} of the threads listen")
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.end() == 0
+
+
+# asyncio
 
 
 def test_async_workers_of_several_queues_stop_as_one(command, enqueue, rows):
