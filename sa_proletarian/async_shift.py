@@ -17,16 +17,17 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.util.concurrency import greenlet_spawn
 
-from . import clock, events
+from . import events, wires
 from .async_execution import AsyncExecution
 from .async_lane import AsyncLane
 from .execution import Execution
 from .feeder import Feeder, OnPollingError
 from .lanes import Lanes
 from .listening import Ears
+from .overdue import LAST_CALLS, Overdue
 from .retention import Retention
 from .runs import Report, Run, Settled
-from .shift import HOPELESS, LAST_CALLS
+from .shift import JOIN
 from .thread_lane import ThreadLane
 
 
@@ -62,10 +63,11 @@ class AsyncShift:
             on_polling_error=on_polling_error,
             ears=ears,
         )
-        self._deadline = float("inf")
-        self._fed = asyncio.Event()
-        name = f"{execution.transactions.worker_id}-feeder"
-        self._thread = threading.Thread(target=self._feed, name=name, daemon=True)
+        self._hangs = True
+        self._feeder_gone = asyncio.Event()
+        name = execution.transactions.worker_id
+        self._thread = threading.Thread(target=self._feed, name=f"{name}-feeder", daemon=True)
+        self._stop = Overdue(name, cut=self._cut_wires, give_up=self._go_on)
         self._end: asyncio.Task[bool] | None = None
 
     @property
@@ -83,10 +85,10 @@ class AsyncShift:
         self._end = self._loop.create_task(self._until_the_end())
 
     def begin_stop(self, timeout: timedelta) -> None:
-        self._deadline = min(self._deadline, clock.monotonic() + timeout.total_seconds())
+        self._stop.begin(timeout)
         if not self.stopping:
             self._emit(events.ShuttingDown)
-        self._feeder.stop(self._deadline)
+        self._feeder.stop(self._stop.deadline)
 
     def runs_this_task(self) -> bool:
         """Whether the current task is, or was begun by, a handler of this shift."""
@@ -109,8 +111,13 @@ class AsyncShift:
             asyncio.run(greenlet_spawn(self._feed_in_greenlet))
         finally:
             self._threads.close()
-            with suppress(RuntimeError):  # the loop of a forgotten worker may be closed by now
-                self._loop.call_soon_threadsafe(self._fed.set)
+            self._hangs = False
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Let the loop wait for the feeder no longer."""
+        with suppress(RuntimeError):  # the loop of a forgotten worker may be closed by now
+            self._loop.call_soon_threadsafe(self._feeder_gone.set)
 
     def _feed_in_greenlet(self) -> None:
         try:
@@ -119,36 +126,30 @@ class AsyncShift:
             self._execution.transactions.engine.dispose()
 
     async def _until_the_end(self) -> bool:
-        await self._feeder_ended()
-        if not self._thread_hangs():
-            self._thread.join(HOPELESS)  # it has only to return: no wait that the loop would notice
+        await self._feeder_gone.wait()  # or it hangs in the network beyond all timeouts, and is left behind
+        hangs = self._hangs
+        if not hangs:
+            self._thread.join(JOIN)  # it has only to return: no wait that the loop would notice
         unfinished = [run.claim.job_id for run in self._feeder.unfinished]
-        if self._thread_hangs():
+        if hangs:
             unfinished = [run.claim.job_id for run in self._feeder.outstanding]
         # no job is left; what a task or thread may still be at is an on_failed call
-        timeout = 0.0 if unfinished else max(self._deadline - clock.monotonic(), LAST_CALLS)
-        ended = await self._tasks.finish(min(timeout, threading.TIMEOUT_MAX))
-        ended = await asyncio.to_thread(self._threads.finish, timeout) and ended
+        ended = await self._tasks.finish(0.0 if unfinished else min(self._stop.left, threading.TIMEOUT_MAX))
+        ended = await asyncio.to_thread(self._threads.finish, 0.0 if unfinished else self._stop.left) and ended
         if self._retention is not None:
-            await asyncio.to_thread(self._retention.wait, LAST_CALLS)
+            await asyncio.to_thread(self._retention.wait, min(LAST_CALLS, self._stop.left))
         with suppress(Exception):
             await greenlet_spawn(self._dispose)
-        if unfinished or not ended or self._thread_hangs():
+        self._stop.end()
+        if unfinished or not ended or hangs:
             self._emit_unfinished(unfinished)
             return False
         return await self._call_on_shutdown()
 
-    async def _feeder_ended(self) -> None:
-        """Wait for the feeder; one that hangs in the network beyond all timeouts is left behind."""
-        while not self._fed.is_set() and not self._is_hopeless():
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._fed.wait(), 1.0 if self.stopping else 60.0)
-
-    def _is_hopeless(self) -> bool:
-        return clock.monotonic() > self._deadline + HOPELESS
-
-    def _thread_hangs(self) -> bool:
-        return not self._fed.is_set()
+    def _cut_wires(self) -> None:
+        """Let nobody wait for a stalled server when the time of the stop is over."""
+        for engine in (self._execution.transactions.engine, *self._engines):
+            wires.cut(engine)
 
     def _dispose(self) -> None:
         for engine in self._engines:

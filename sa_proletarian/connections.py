@@ -17,7 +17,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 from sqlalchemy.pool.base import _AdhocProxiedConnection
 from sqlalchemy.util import immutabledict
 
-from . import mysql_errors, scripts
+from . import mysql_errors, scripts, wires
 from .dialects import MYSQL, SUPPORTED
 from .errors import ConfigurationError, without_details
 from .keepalives import let_server_watch, watch_server
@@ -84,6 +84,7 @@ def own_engine(
         _dispatch=parent.dispatch,
         dialect=dialect,
     )
+    wires.watch(pool)
     event.listen(pool, "connect", _refuse_autocommit)
     event.listen(pool, "connect", watch_server)
     if pooler is not None:

@@ -21,7 +21,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import PendingRollbackError
 from sqlalchemy.orm import Session
 
-from . import clock, events, outcomes, scripts
+from . import clock, events, outcomes, scripts, wires
 from .computation import Computation
 from .conclusion import Conclusion
 from .dialects import Trouble, sqlstate, tells_of_disconnection, trouble
@@ -72,6 +72,10 @@ class Execution:
         self.transactions.engine.dispose()
         if self.computation is not None:
             self.computation.close()
+
+    def cut_wires(self) -> None:
+        """Let nobody wait for the server any more."""
+        wires.cut(self.transactions.engine)
 
     def perform(self, run: Run) -> Report | None:
         """Run one claimed job; settle it if its handler used the session, else give the report of it."""

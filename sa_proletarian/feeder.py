@@ -16,7 +16,7 @@ from datetime import timedelta
 
 from sqlalchemy import Connection
 
-from . import clock, events
+from . import clock, events, overdue
 from .dialects import trouble
 from .errors import ConfigurationError
 from .execution import STALE, Execution
@@ -37,9 +37,6 @@ from .transactions import SYSTEMIC
 from .tray import Intake
 from .unknown_types import UnknownTypes
 from .vigil import Vigil
-
-CANCEL_GRACE = 1.0
-GIVE_UP_GRACE = 3.0
 
 
 class Feeder:
@@ -281,7 +278,7 @@ class Feeder:
 
     @property
     def _force_at(self) -> float | None:
-        return None if self._cancelled_at is None else self._cancelled_at + CANCEL_GRACE
+        return None if self._cancelled_at is None else self._cancelled_at + overdue.CANCEL_GRACE
 
     def _wind_down(self, connection: Connection) -> None:
         """Give back what has not begun; wait for the rest until the deadline, then take it away."""
@@ -301,7 +298,7 @@ class Feeder:
             for run in self._outstanding:
                 run.cancel()
             self._transactions.cancel_statements(connection, [*self._outstanding])
-        elif now >= self._cancelled_at + CANCEL_GRACE:
+        elif now >= self._cancelled_at + overdue.CANCEL_GRACE:
             stuck = [*self._outstanding]
             self._transactions.end_transactions(connection, stuck)
             self.unfinished += stuck
@@ -310,7 +307,7 @@ class Feeder:
             self._settle(connection)
 
     def _is_hopeless(self, now: float) -> bool:
-        return self._deadline is not None and now > self._deadline + GIVE_UP_GRACE
+        return self._deadline is not None and now > self._deadline + overdue.GIVE_UP_GRACE
 
     # trouble ----------------------------------------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 5.0
 WATCHED = 10.0
 """So many seconds a dead worker is looked after: the server may still be at a statement that it had sent."""
-LAST_CALL = 5.0
+LAST_CALL = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class HandBack:
             self._news.notify()
 
     def close(self) -> None:
-        """End, once nothing is owed any more; a database that is away is waited for no longer than five seconds."""
+        """End, once nothing is owed any more; a database that is away is waited for only a moment."""
         with self._news:
             self._closing = True
             self._news.notify()

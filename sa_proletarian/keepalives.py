@@ -12,6 +12,8 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from .wires import fileno
+
 KEEPALIVE_IDLE = 5
 KEEPALIVE_INTERVAL = 2
 KEEPALIVE_COUNT = 3
@@ -69,20 +71,12 @@ def _ask(dbapi_connection: Any, settings: Mapping[str, str]) -> bool:
 def _tcp_socket(driver_connection: Any) -> Generator[socket.socket | None, None, None]:
     """Give the connection's socket; ``None`` for a unix socket, and for a driver that does not give it away."""
     try:
-        found = socket.socket(fileno=os.dup(_fileno(driver_connection)))
+        found = socket.socket(fileno=os.dup(fileno(driver_connection)))
     except Exception:
         yield None
         return
     with found:
         yield found if found.family in (socket.AF_INET, socket.AF_INET6) else None
-
-
-def _fileno(driver_connection: Any) -> int:
-    if hasattr(driver_connection, "fileno"):
-        return int(driver_connection.fileno())
-    if hasattr(driver_connection, "_sock"):  # PyMySQL's
-        return int(driver_connection._sock.fileno())
-    return int(driver_connection._transport.get_extra_info("socket").fileno())  # asyncpg's
 
 
 def _set_keepalives(tcp: socket.socket) -> None:

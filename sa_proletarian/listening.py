@@ -24,7 +24,7 @@ from .errors import ConfigurationError
 from .polling import back_off
 from .sessions import throw_away
 
-LAST_CALL = 5.0
+LAST_CALL = 0.25
 
 
 class Ears:

@@ -19,6 +19,7 @@ from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
+from . import wires
 from .async_execution import AsyncExecution, AsyncHold, ThreadConclusion
 from .bridge import EventLoop
 from .conclusion import Conclusion
@@ -61,6 +62,11 @@ class MixedExecution(Execution):
     def runs_in(self, thread: threading.Thread) -> bool:
         """Whether handlers run in ``thread`` that is no thread of the worker's."""
         return thread is self.loop.thread
+
+    def cut_wires(self) -> None:
+        """Let nobody wait for the server any more, on either side."""
+        Execution.cut_wires(self)
+        wires.cut(self.engine)
 
     def close(self) -> None:
         """Close the connections, and the loop with whatever hangs on it."""

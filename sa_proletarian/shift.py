@@ -17,6 +17,7 @@ from .execution import Execution
 from .feeder import Feeder, OnPollingError
 from .listening import Ears
 from .outcomes import connection_died
+from .overdue import LAST_CALLS, Overdue
 from .retention import Retention
 from .runs import Report, Run
 from .tray import Tray
@@ -24,9 +25,8 @@ from .tray import Tray
 DONE = None
 """What ``tell_when_done`` puts into the inbox."""
 STAGGER = 0.05
-LAST_CALLS = 1.0
-WAIT_TURN = 0.5
-HOPELESS = 10.0
+JOIN = 10.0
+WAIT_TURN = 0.1
 
 
 class Shift:
@@ -51,7 +51,7 @@ class Shift:
         self._ears = ears
         self._tray = Tray(self._replace)
         self._feeder = self._make_feeder(slots=threads, polling_interval=polling_interval, on_polling_error=on_polling_error)
-        self._deadline = float("inf")
+        self._stop = Overdue(self._worker_id, cut=execution.cut_wires)
         self._inbox: queues.SimpleQueue[int | None] | None = None
         self._handlers = [self._thread(self._work, str(number), number) for number in range(1, threads + 1)]
         # handlers first: a feeder that stops at once must find them started
@@ -76,10 +76,10 @@ class Shift:
             self._retention.start()
 
     def begin_stop(self, timeout: timedelta) -> None:
-        self._deadline = min(self._deadline, clock.monotonic() + timeout.total_seconds())
+        self._stop.begin(timeout)
         if not self.stopping:
             self._emit(events.ShuttingDown)
-        self._feeder.stop(self._deadline)
+        self._feeder.stop(self._stop.deadline)
 
     def wait(self) -> bool:
         """Wait for the end, which a begun stop brings; give whether everything was settled in time.
@@ -90,12 +90,12 @@ class Shift:
             if self.is_hopeless():
                 self._emit_unfinished([run.claim.job_id for run in self._feeder.outstanding])
                 return False
-        self._feeding.join(HOPELESS)  # it has said that it is done, but may not have returned from that yet
+        self._feeding.join(JOIN)  # it has said that it is done, but may not have returned from that yet
         return self.clean
 
     def is_hopeless(self) -> bool:
         """Whether the stop has taken so much longer than it may that it will not end by itself."""
-        return clock.monotonic() > self._deadline + HOPELESS
+        return self._stop.is_hopeless
 
     def tell_when_done(self, inbox: queues.SimpleQueue[int | None]) -> None:
         self._inbox = inbox
@@ -144,6 +144,7 @@ class Shift:
             try:
                 self._end()
             finally:
+                self._stop.end()
                 self.done.set()
                 if self._inbox is not None:
                     self._inbox.put(DONE)
@@ -151,12 +152,12 @@ class Shift:
     def _end(self) -> None:
         unfinished = [run.claim.job_id for run in self._feeder.unfinished]
         # no job is left; what a thread may still be at is an on_failed call
-        deadline = max(self._deadline, clock.monotonic() + LAST_CALLS)
+        deadline = clock.monotonic() + self._stop.left
         for thread in self._handlers if not unfinished else ():
             thread.join(min(max(0.0, deadline - clock.monotonic()), threading.TIMEOUT_MAX))
         self._execution.close()
         if self._retention is not None:
-            self._retention.wait(LAST_CALLS)
+            self._retention.wait(min(LAST_CALLS, self._stop.left))
         if unfinished or any(thread.is_alive() for thread in self._handlers):
             self._emit_unfinished(unfinished)
         else:

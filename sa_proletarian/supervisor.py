@@ -29,9 +29,9 @@ LIVED_LONG = 30.0
 """A child that has lived so many seconds is restarted as if it were the first to die."""
 MOST_STILLBIRTHS = 5
 """So many children in a row that died before they worked: nothing here will make the next one live."""
-GRACE = 15.0
-"""So many seconds beyond its termination timeout a child that is stopping gets, before it is killed."""
-LAST_GRACE = 8.0
+GRACE = 4.0
+"""So many seconds beyond its termination timeout a child that is stopping gets, before it is killed; it needs two."""
+LAST_GRACE = 4.0
 """The same after a second signal."""
 TURN = 60.0
 UNASKED = 0

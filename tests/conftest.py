@@ -19,7 +19,7 @@ import sqlalchemy
 from sqlalchemy import URL, Engine, create_engine, text
 
 from machinery.mariadb import MISSING, MariaDB, find_program
-from sa_proletarian import Proletarian, Worker, metadata
+from sa_proletarian import Proletarian, Worker, metadata, overdue
 from sa_proletarian.embedded import EmbeddedPostgres, EmbeddedPostgresError, find_programs
 from sa_proletarian.events import Event
 
@@ -65,6 +65,15 @@ def pytest_report_header(config: pytest.Config) -> str:
     server = subprocess.run([programs / "postgres", "--version"], capture_output=True, text=True, check=True)
     seed = f"--hypothesis-seed={config.option.hypothesis_seed}"
     return f"{server.stdout.strip()}, SQLAlchemy {sqlalchemy.__version__}, {seed}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patience() -> Iterator[None]:
+    """Let a slow moment of the machine cut no stop short; ``faults/test_stops.py`` has the true times, in processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(overdue, "GIVE_UP_GRACE", 5.0)
+        patch.setattr(overdue, "HOPELESS", 10.0)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -336,9 +336,9 @@ def test_sys_exit_in_callbacks_does_not_end_the_worker(jobs, tables, enqueue):
 
 
 def test_a_stop_ends_also_when_the_feeder_hangs_in_the_network(jobs, tables, enqueue, recorder, monkeypatch):
-    from sa_proletarian import shift
+    from sa_proletarian import overdue
 
-    monkeypatch.setattr(shift, "HOPELESS", 0.5)
+    monkeypatch.setattr(overdue, "HOPELESS", 0.5)
     reachable = threading.Event()
     engine = create_engine(tables.url)
     event.listen(engine, "do_connect", lambda *args: reachable.wait(30) and None)

@@ -60,6 +60,14 @@ class Proxy:
         after = self._chance.randrange(4000) if kind in (Wire.RESET, Wire.STALL) else self._chance.randrange(8)
         self._armed.append(Armed(kind, after, seconds))
 
+    def freeze(self) -> None:
+        """Pass nothing on any more, and close nothing: as a network does that has vanished, or a server that is stalled."""
+        self._loop.call_soon_threadsafe(self.flows.clear)
+
+    def thaw(self) -> None:
+        """Go on with what was held back."""
+        self._loop.call_soon_threadsafe(self.flows.set)
+
     def wait_until_fired(self, count: int, timeout: float = 120) -> None:
         """Wait until so many faults have happened."""
         with self._fired:
@@ -76,6 +84,8 @@ class Proxy:
     # on the loop ------------------------------------------------------------------------------------------------------
 
     async def _serve(self) -> asyncio.Server:
+        self.flows = asyncio.Event()
+        self.flows.set()
         server = await asyncio.start_server(self._link, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
         return server
@@ -90,8 +100,9 @@ class Proxy:
         task: Any = asyncio.current_task()
         self._links.add(task)
         try:
+            await self.flows.wait()
             server, to_server = await asyncio.open_connection("127.0.0.1", self._target)
-        except OSError:
+        except (OSError, asyncio.CancelledError):
             to_client.transport.abort()
             self._links.discard(task)
             return
@@ -147,6 +158,7 @@ class Link:
             await self._pass_on(data, self._to_client)
 
     async def _pass_on(self, data: bytes, writer: asyncio.StreamWriter) -> None:
+        await self._proxy.flows.wait()
         armed = self._proxy.due(Wire.RESET, Wire.STALL, passed=len(data))
         if armed is not None:
             writer.write(data[: armed.after])
