@@ -23,7 +23,7 @@ from . import arguments, clock, events
 from .async_execution import AsyncConclusion, AsyncExecution, AsyncHold, ThreadConclusion, sync_maker
 from .async_shift import AsyncShift
 from .computation import MakeExecutor, begun, checked_executor
-from .connections import Pooler, only_postgresql, own_engine
+from .connections import Pooler, own_engine
 from .execution import Execution
 from .feeder import OnPollingError
 from .lifecycle import Claim
@@ -117,8 +117,6 @@ class AsyncWorker:
         self._crash_ceiling = arguments.at_least("crash_ceiling", crash_ceiling, 2)
         self._timeout = arguments.timeout_or_none(timeout)
         self._retention = arguments.retention_or_none(retention)
-        if self._retention is not None:
-            only_postgresql(engine, "retention=")
         self._session = checked_maker(session, self._engine, kind=async_sessionmaker)
         self._around = arguments.callable_or_none("around", around)
         self._emit = events.Emitter(listener, worker_id=self.worker_id, queue=self.queue)

@@ -16,9 +16,9 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from . import grants as rights
-from . import partitions, prune_bar, pruning, schema
+from . import partitions, prune_bar, schema, verbs
 from .connections import own_engine, plain
-from .dialects import SUPPORTED, Trouble, trouble
+from .dialects import MYSQL, SUPPORTED, Trouble, trouble
 from .errors import ProletarianError, without_details
 from .model_factory import models_for
 from .models import ArchivedJobMixin
@@ -105,14 +105,12 @@ def _prune(arguments: Namespace) -> int:
     _, archived = _models(arguments)
     if not issubclass(archived, ArchivedJobMixin):
         raise UsageError(f"only an archive made with ArchivedJobMixin can be pruned, not {archived.__name__}")
-    engine = _engine_of_app(arguments.engine) if arguments.engine else _engine(_url(arguments.url))
+    engine = _engine_of_app(arguments.engine) if arguments.engine else _engine(_url(arguments.url, *MYSQL))
     own = own_engine(engine.execution_options(schema_translate_map=_schemas(arguments)), size=1)
     filters = {"queue": arguments.queue, "status": arguments.status}
     try:
         with prune_bar.shown(sys.stdout, plain=arguments.plain) as progress:
-            count = pruning.prune(
-                own, archived, arguments.older_than, **filters, dry_run=arguments.dry_run, progress=progress
-            )
+            count = verbs.prune(own, archived, arguments.older_than, **filters, dry_run=arguments.dry_run, progress=progress)
     except SQLAlchemyError as error:
         return _complain_of(error, engine.url)
     except (TypeError, ValueError) as error:
@@ -162,7 +160,8 @@ def _engine_of_app(place: str) -> Engine:
 # the database ---------------------------------------------------------------------------------------------------------
 
 
-def _url(given: str | None) -> URL:
+def _url(given: str | None, *others: str) -> URL:
+    """Read the URL of a database that is PostgreSQL, or one of ``others``."""
     if not given:
         raise UsageError(f"give --url, or set {_VARIABLE}")
     try:
@@ -172,6 +171,8 @@ def _url(given: str | None) -> URL:
         raise UsageError("the URL cannot be read; write it as postgresql+psycopg://user:password@host/database") from None
     except ImportError as missing:
         raise UsageError(f"the URL's driver is not installed ({missing.name})") from None
+    if url.get_backend_name() in others:
+        return url.set(drivername=f"{url.get_backend_name()}+pymysql") if url.get_dialect().is_async else url
     if url.get_backend_name() not in SUPPORTED:
         raise UsageError(f"only PostgreSQL's catalog can be read, not that of {url.get_backend_name()}")
     # one that needs an event loop is not needed to ask a question; psycopg is there, for it is a dependency

@@ -10,17 +10,15 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import Engine
 
 from . import clock
 from .errors import describe
 from .event_log import logger
-from .leases import Leases as Leases
 from .lifecycle import Lifecycle
-from .roster import Roster
 from .transactions import SETTLE_LIMITS
+from .verbs import leases_for, roster_for
 
 FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 5.0
@@ -45,13 +43,15 @@ class HandBack:
     """A thread that ends the leases of workers that have died, and strikes them off the worker table.
 
     :param engine: an engine of its own, which it disposes of at its end.
+    :param lifecycle: the verbs on the workers' jobs in its database.
     :param lease: the workers' lease in seconds: nothing is owed beyond it.
     """
 
-    def __init__(self, engine: Engine, job_model: Any, *, lease: float) -> None:
+    def __init__(self, engine: Engine, lifecycle: Lifecycle, *, lease: float) -> None:
         self._engine = engine
-        self._leases = Leases(job_model)
-        self._roster = Roster.beside(job_model)
+        self._set_local = lifecycle.set_local
+        self._leases = leases_for(lifecycle)
+        self._roster = roster_for(lifecycle)
         self._lease = lease
         self._news = threading.Condition()
         self._arrived: list[Deceased] = []
@@ -106,13 +106,13 @@ class HandBack:
     def _end_leases(self) -> int:
         with self._engine.connect() as connection:
             with connection.begin():
-                Lifecycle.set_local(connection, **SETTLE_LIMITS)
+                self._set_local(connection, **SETTLE_LIMITS)
                 ended, left = self._leases.end(connection, [dead.worker_id for dead in self._debts])
             if ended:
                 logger.info("handed_back jobs=%s", ended)
             if self._roster is not None:
                 with suppress(Exception), connection.begin():
-                    Lifecycle.set_local(connection, **SETTLE_LIMITS)
+                    self._set_local(connection, **SETTLE_LIMITS)
                     for dead in self._debts:
                         self._roster.unregister(connection, queue=dead.queue, worker_id=dead.worker_id)
         return left

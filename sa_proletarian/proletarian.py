@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 from sqlalchemy import Engine, inspect
 from sqlalchemy.orm import Mapper, configure_mappers
 
-from . import bulk, cancellation, drafts, events, outbox, overview, pruning, waking
+from . import bulk, cancellation, drafts, events, outbox, overview, verbs, waking
 from . import clock as clocks
 from .arguments import boolean, timeout_or_none
 from .cancellation import USUAL_REASON, Cancellation
-from .connections import only_postgresql, own_engine, plain
+from .connections import own_engine, plain
 from .drafts import Item
 from .execution import Around, build_execution
 from .inline import process_next
 from .job_ids import database_generated
 from .models import DEFAULT_QUEUE, ArchivedJob, ArchivedJobMixin, Job, JobMixin, checked_name
 from .outcomes import Outcome
+from .pruning import Progress
 from .registry import OnFailed, Registry, is_async
 from .retry import RetryStrategy
 from .serializers import Binding, decoded, is_bound
@@ -221,7 +222,7 @@ class Proletarian(Registry, Generic[J, A]):
         queue: str | None = None,
         status: str | None = None,
         dry_run: bool = False,
-        progress: pruning.Progress | None = None,
+        progress: Progress | None = None,
     ) -> int:
         """Delete archived jobs that ended longer ago than ``older_than``; give how many there were.
 
@@ -234,8 +235,7 @@ class Proletarian(Registry, Generic[J, A]):
         :param progress: called as ``(rows, share)`` after each batch, ``share`` of the table between 0 and 1.
         """
         own = own_engine(engine, size=1)
-        only_postgresql(engine, "prune")
-        return pruning.prune(
+        return verbs.prune(
             own,
             self.archived_model,
             older_than,

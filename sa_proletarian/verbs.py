@@ -6,14 +6,22 @@ It owns the choice, made once for each worker or call, when its engine is known.
 from __future__ import annotations
 
 import functools
+from datetime import timedelta
 from typing import Any
 
+from sqlalchemy import Engine
+
+from . import arguments
 from .bulletin import Bulletin
 from .cancellation import Cancelling
 from .dialects import MYSQL
+from .leases import Leases
 from .lifecycle import Lifecycle
+from .mysql.leases import MySQLLeases
 from .mysql.lifecycle import MySQLLifecycle
 from .mysql.notices import MySQLBulletin, MySQLCancelling, MySQLRoster
+from .mysql.pruning import MySQLPasses, MySQLPruning
+from .pruning import Passes, Progress, Pruning, checked, sweep
 from .roster import Roster
 
 
@@ -39,6 +47,42 @@ def cancelling_for(lifecycle: Lifecycle) -> Cancelling:
     """Give the verbs for cancelling what ``lifecycle`` moves."""
     kind = MySQLCancelling if isinstance(lifecycle, MySQLLifecycle) else Cancelling
     return kind(lifecycle)
+
+
+def leases_for(lifecycle: Lifecycle) -> Leases:
+    """Give the verb on the leases of those that have died."""
+    kind = MySQLLeases if isinstance(lifecycle, MySQLLifecycle) else Leases
+    return kind(lifecycle.job_model)
+
+
+def passes_for(dialect: str, job_model: Any, archived_model: Any, older_than: timedelta) -> Passes:
+    """Give the verbs on passes over an archive."""
+    kind = MySQLPasses if dialect in MYSQL else Passes
+    return kind(job_model, archived_model, older_than)
+
+
+def pruning_for(dialect: str, archived_model: Any, **options: Any) -> Pruning:
+    """Give the verbs on an archive's old rows, for checked ``options``."""
+    return checked(MySQLPruning if dialect in MYSQL else Pruning, archived_model, **options)
+
+
+def prune(
+    engine: Engine,
+    archived_model: Any,
+    older_than: Any,
+    *,
+    queue: Any,
+    status: Any,
+    dry_run: bool,
+    progress: Progress | None,
+) -> int:
+    """Check the arguments of ``jobs.prune``, then sweep by ``engine``, which is disposed of."""
+    age = arguments.span("older_than", older_than, timedelta(0))
+    pruning = pruning_for(engine.dialect.name, archived_model, queue=queue, status=status, progress=progress)
+    try:
+        return sweep(engine, pruning, age, dry_run=bool(dry_run), progress=progress)
+    finally:
+        engine.dispose()
 
 
 @functools.lru_cache(maxsize=32)

@@ -20,7 +20,7 @@ from sqlalchemy.orm import configure_mappers
 
 from . import arguments, events, signals
 from .computation import MakeExecutor, begun, checked_executor
-from .connections import Pooler, only_postgresql, own_engine, plain
+from .connections import Pooler, own_engine, plain
 from .execution import Around, build_execution
 from .feeder import OnPollingError
 from .listening import ears
@@ -130,8 +130,6 @@ class Worker:
         self._crash_ceiling = arguments.at_least("crash_ceiling", crash_ceiling, 2)
         self._timeout = arguments.timeout_or_none(timeout)
         self._retention = arguments.retention_or_none(retention)
-        if self._retention is not None:
-            only_postgresql(engine, "retention=")
         self._session = checked_maker(session, self._engine)
         self._around = arguments.callable_or_none("around", around)
         self._emit = events.Emitter(listener, worker_id=self.worker_id, queue=self.queue)

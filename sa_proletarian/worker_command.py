@@ -23,7 +23,7 @@ from sqlalchemy.exc import ArgumentError
 from . import clock
 from .arguments import span_from
 from .child import Child
-from .connections import only_postgresql, own_engine
+from .connections import own_engine
 from .errors import ConfigurationError
 from .event_log import logger
 from .hand_back import Deceased, HandBack
@@ -31,6 +31,7 @@ from .models import DEFAULT_QUEUE
 from .proletarian import Proletarian
 from .references import ModuleUnusable, ReferenceMistake, look_up
 from .supervisor import Supervisor
+from .verbs import lifecycle_for
 from .worker import Worker
 from .workers import Workers
 
@@ -229,8 +230,8 @@ def _supervise(app: App) -> int:
     arguments = app.arguments
     lease = arguments.lease or timedelta(seconds=30)
     engine = own_engine(app.engine, size=1, pooler=arguments.pooler)
-    only_postgresql(app.engine, "sa-proletarian worker with several processes")
-    hand_back = HandBack(engine, app.jobs.job_model, lease=lease.total_seconds())
+    lifecycle = lifecycle_for(engine.dialect.name, app.jobs.job_model, app.jobs.archived_model)
+    hand_back = HandBack(engine, lifecycle, lease=lease.total_seconds())
 
     def command(name: str, line: int) -> list[str]:
         return [sys.executable, "-m", "sa_proletarian.cli", *arguments.given, "--child", name, "--line", str(line)]

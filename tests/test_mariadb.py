@@ -6,12 +6,18 @@ was not run; the last test compares what it would be told with what MariaDB is t
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
 import threading
+import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta, timezone
+from uuid import uuid4
 
 import pytest
-from sqlalchemy import Column, Integer, MetaData, String, Table, create_engine, select, text, update
+from sqlalchemy import Column, Integer, MetaData, String, Table, create_engine, func, insert, select, text, update
 from sqlalchemy.dialects.mysql import asyncmy, pymysql
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
@@ -26,13 +32,16 @@ from sa_proletarian import (
     Retry,
     Snooze,
     Worker,
+    cli,
     metadata,
     uuid7,
 )
 from sa_proletarian.clojure import ClojureProletarian
 from sa_proletarian.connections import own_engine
 from sa_proletarian.dialects import Trouble, trouble
+from sa_proletarian.mysql.leases import MySQLLeases
 from sa_proletarian.mysql.lifecycle import MySQLLifecycle
+from sa_proletarian.mysql.pruning import MySQLPasses, MySQLPruning
 from sa_proletarian.mysql.statements import MySQLStatements
 
 LEASE = timedelta(seconds=30)
@@ -488,6 +497,156 @@ def test_a_job_whose_worker_is_gone_is_taken_again_until_the_ceiling(engine, job
     assert rows(engine, select(ArchivedJob.status)) == [("crashed",)]
 
 
+# pruning
+
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def archive(engine):
+    """Return a function that writes rows that ended so long ago into the archive."""
+
+    def archive(count, age, queue="default", status="success"):
+        ended = {"queue": queue, "job_type": "work", "payload": None, "attempts": 1, "status": status}
+        at = datetime.now(UTC) - age
+        instants = dict.fromkeys(("enqueued_at", "process_at", "finished_at"), at)
+        with engine.begin() as connection:
+            connection.execute(insert(ArchivedJob), [{"job_id": uuid4(), **ended, **instants} for _ in range(count)])
+
+    return archive
+
+
+def left(engine):
+    counted = select(ArchivedJob.queue, ArchivedJob.status, func.count()).group_by(ArchivedJob.queue, ArchivedJob.status)
+    return sorted(rows(engine, counted))
+
+
+def test_old_rows_go_batch_by_batch_and_young_ones_stay(engine, jobs, archive, monkeypatch):
+    monkeypatch.setattr(MySQLPruning, "first_size", 40)
+    monkeypatch.setattr(MySQLPruning, "most_size", 80)
+    archive(300, 15 * DAY)
+    archive(200, 13 * DAY)
+    archive(10, 15 * DAY, queue="mail", status="failure")
+    said, visible = [], []
+
+    def progress(count, share):
+        said.append((count, share))
+        visible.append(510 - sum(rest for *_, rest in left(engine)))
+
+    assert jobs.prune(engine, older_than=14 * DAY, dry_run=True) == 310
+    assert jobs.prune(engine, older_than=14 * DAY, queue="mail", status="success") == 0
+    assert jobs.prune(engine, older_than=14 * DAY, progress=progress) == 310
+    assert left(engine) == [("default", "success", 200)]
+    assert len(said) > 5 and said == sorted(said) and said[-1] == (310, 1.0)
+    assert visible == [count for count, _ in said]
+    assert jobs.prune(engine, older_than=timedelta.max) == 0
+    assert jobs.prune(engine, older_than=timedelta(0), queue="default") == 200
+    assert jobs.prune(engine, older_than=timedelta(0)) == 0
+
+
+def test_jobs_end_beside_a_batch_whose_transaction_lasts(engine, jobs, archive, recorder):
+    """What is deleted locks no key between two others: random ids of new rows go there."""
+    jobs.handler("work")(lambda session, job: None)
+    archive(100, 15 * DAY)
+    pruning = MySQLPruning(ArchivedJob)
+    own = own_engine(engine, size=1)
+    with pruning.limited(own) as connection:
+        before = pruning.cutoff(connection, DAY)
+        assert pruning.part(connection, before, pruning.begin(0), 1000, 0, dry_run=False).count == 100
+        for number in range(30):
+            enqueue(jobs, engine, number, job_id=uuid4())
+        assert [jobs.process_next(engine) for _ in range(30)] == [Outcome.RETURNED] * 30
+    own.dispose()
+    assert left(engine) == [("default", "success", 30)]
+
+
+def test_the_command_prunes(mariadb_engine, engine, archive, capsys):
+    archive(30, 15 * DAY)
+    url = mariadb_engine.url.render_as_string(hide_password=False)
+    assert cli.main(["prune", "--older-than", "14d", "--url", url]) == 0
+    assert "30 rows pruned" in capsys.readouterr().out
+    assert left(engine) == []
+
+
+def test_a_worker_prunes_in_the_background(engine, jobs, archive, recorder):
+    archive(30, 15 * DAY)
+    archive(3, HOUR)
+    with Worker(jobs, engine, retention=14 * DAY, listener=recorder):
+        [event] = recorder.wait_for("archive_pruned", timeout=60)
+    assert event.rows == 30
+    assert left(engine) == [("default", "success", 3)]
+    # by then it is written down that this was done
+    with engine.begin() as connection:
+        passes = MySQLPasses(Job, ArchivedJob, 14 * DAY)
+        assert not passes.begin(connection, HOUR)
+        assert MySQLPasses(Job, ArchivedJob, DAY).begin(connection, HOUR)
+        connection.execute(text("UPDATE proletarian_worker SET last_seen_at = last_seen_at - INTERVAL 2 HOUR"))
+        assert [passes.begin(connection, HOUR) for _ in range(2)] == [True, False]
+        passes.give_back(connection)
+        assert passes.begin(connection, HOUR)
+
+
+# several processes
+
+
+def test_the_leases_of_the_dead_end_and_those_that_somebody_holds_are_counted(engine, jobs, lifecycle):
+    enqueue(jobs, engine, 1, 2, 3)
+    own = own_engine(engine, size=2)
+    leases = MySQLLeases(Job)
+    with own.connect() as handler, own.connect() as other:
+        with handler.begin():
+            [first, second, _] = claim(lifecycle, handler)
+        with handler.begin():
+            assert lifecycle.hold(handler, first, lock_timeout=LEASE) is not None
+            with other.begin():
+                assert leases.end(other, ["nobody"]) == (0, 0)
+                assert leases.end(other, ["me"]) == (2, 1)
+        with other.begin():
+            assert leases.end(other, ["me"]) == (1, 0)
+            assert leases.end(other, ["me"]) == (0, 0)
+        with other.begin():
+            assert {claimed.crashes for claimed in claim(lifecycle, other)} == {1}
+    own.dispose()
+    assert second.crashes == 0
+
+
+APP = """
+    import os, signal
+    from sqlalchemy import text
+    from sa_proletarian import Proletarian
+
+    jobs = Proletarian()
+
+    @jobs.handler("work")
+    def work(session, job):
+        session.execute(text("INSERT INTO effect VALUES (:what)"), {"what": f"{job.crashes}"})
+        if not job.crashes:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_processes_are_kept_alive_and_what_the_dead_had_claimed_is_handed_back(engine, jobs, tmp_path):
+    (tmp_path / "app.py").write_text(textwrap.dedent(APP))
+    url = engine.url.render_as_string(hide_password=False)
+    command = [sys.executable, "-m", "sa_proletarian.cli", "worker", "app:jobs", "--url", url, "--processes", "2"]
+    enqueue(jobs, engine, 1, 2, 3)
+    process = subprocess.Popen(
+        [*command, "--lease", "3600", "--polling-interval", "0.05"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while rows(engine, select(func.count()).select_from(ArchivedJob)) != [(3,)]:
+            assert time.monotonic() < deadline and process.poll() is None
+            threading.Event().wait(0.05)
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
+    assert rows(engine, select(effect.c.what)) == [("1",)] * 3
+
+
 # what it refuses
 
 
@@ -505,10 +664,6 @@ def test_refuses_a_pooler():
 
 def test_refuses_what_is_not_made_for_it_yet():
     engine = create_engine("mariadb+pymysql://")
-    with pytest.raises(ConfigurationError, match="prune needs PostgreSQL"):
-        Proletarian().prune(engine, older_than=HOUR)
-    with pytest.raises(ConfigurationError, match="retention= needs PostgreSQL"):
-        Worker(Proletarian(), engine, retention=HOUR)
     with pytest.raises(ConfigurationError, match="a ClojureProletarian needs PostgreSQL"):
         ClojureProletarian().process_next(engine)
 

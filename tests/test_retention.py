@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from sa_proletarian import ArchivedJob, AsyncWorker, Job, Worker, clojure, pruning
 from sa_proletarian.grants import grants
-from sa_proletarian.retention import Passes
+from sa_proletarian.pruning import Passes
 
 DAY, SECOND, SOON = timedelta(days=1), timedelta(seconds=1), timedelta(milliseconds=20)
 OLD = """

@@ -20,10 +20,12 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from sa_proletarian import Job, cli, events, supervisor
+from sa_proletarian import ArchivedJob, Job, cli, events, supervisor
 from sa_proletarian.child import READY, REPLACE, Child, memory
 from sa_proletarian.clock import monotonic
-from sa_proletarian.hand_back import Deceased, HandBack, Leases
+from sa_proletarian.hand_back import Deceased, HandBack
+from sa_proletarian.leases import Leases
+from sa_proletarian.lifecycle import Lifecycle
 from sa_proletarian.supervisor import Place
 
 APP = '''
@@ -619,7 +621,7 @@ def test_a_row_that_is_held_is_left_to_its_holder_and_told(tables, claimed):
 def hand_back(database_url, tables, monkeypatch):
     from sqlalchemy import create_engine
 
-    hand_back = HandBack(create_engine(database_url), Job, lease=30)
+    hand_back = HandBack(create_engine(database_url), Lifecycle(Job, ArchivedJob), lease=30)
     hand_back.start()
     yield hand_back
     hand_back.close()
@@ -670,7 +672,7 @@ def test_a_database_that_is_away_does_not_keep_it_from_ending(tables, monkeypatc
         asked.set()
         raise ConnectionRefusedError
 
-    hand_back = HandBack(create_engine("postgresql+psycopg://", creator=connect), Job, lease=0.1)
+    hand_back = HandBack(create_engine("postgresql+psycopg://", creator=connect), Lifecycle(Job, ArchivedJob), lease=0.1)
     hand_back.start()
     hand_back.put([Deceased("dead", "default", monotonic() - timedelta(hours=1).total_seconds())])
     assert asked.wait(20)
