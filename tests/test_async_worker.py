@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
@@ -701,13 +700,19 @@ def test_a_stopped_worker_leaves_no_connection_and_no_thread(url, jobs, enqueue,
 
 
 def test_stop_waits_also_for_a_feeder_that_has_done_everything_but_end(psycopg_url, jobs, tables, recorder, monkeypatch):
-    feed = AsyncShift._feed
+    feed, join, waited_for = AsyncShift._feed, threading.Thread.join, threading.Event()
 
     def feed_and_linger(self):
         feed(self)
-        time.sleep(0.5)
+        waited_for.wait(PATIENCE)
+
+    def tell_and_join(self, timeout=None):
+        if self.name == "slow-feeder":
+            waited_for.set()
+        join(self, timeout)
 
     monkeypatch.setattr(AsyncShift, "_feed", feed_and_linger)
+    monkeypatch.setattr(threading.Thread, "join", tell_and_join)
 
     async def main():
         async with working(jobs, psycopg_url, recorder, worker_id="slow") as worker:

@@ -298,13 +298,19 @@ def test_a_finished_stop_calls_on_shutdown_and_leaves_no_thread_and_no_connectio
 
 
 def test_stop_waits_also_for_a_feeder_that_has_done_everything_but_end(jobs, tables, recorder, monkeypatch):
-    feed = Shift._feed
+    feed, join, waited_for = Shift._feed, threading.Thread.join, threading.Event()
 
     def feed_and_linger(self):
         feed(self)
-        time.sleep(0.5)
+        waited_for.wait(20)
+
+    def tell_and_join(self, timeout=None):
+        if self.name == f"{worker.worker_id}-feeder":
+            waited_for.set()
+        join(self, timeout)
 
     monkeypatch.setattr(Shift, "_feed", feed_and_linger)
+    monkeypatch.setattr(threading.Thread, "join", tell_and_join)
     worker = Worker(jobs, tables, listener=recorder)
     worker.start()
     assert worker.stop() is True
