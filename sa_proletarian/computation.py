@@ -132,7 +132,7 @@ class Computation:
     def _begin(self, pool: _Pool, packed: bytes) -> Future[Any]:
         try:
             return pool.executor.submit(remote.call, packed, uuid4().hex)
-        except (BrokenExecutor, RuntimeError, OSError) as error:  # it has ended, or is out of reach; nothing has begun
+        except Exception as error:  # it has ended, or is out of reach, and has errors of its own for that; nothing has begun
             self._replace(error, pool)
             raise ExecutorUnavailable(f"the executor takes no calls: {describe(error)}") from error
 

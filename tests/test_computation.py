@@ -374,6 +374,36 @@ def test_a_call_that_is_called_off_by_somebody_else_is_made_again(computations, 
     assert archive(rows) == [("success", 1)] * 3
 
 
+class Closed(Exception):
+    """What dask says, in a class of its own, when its client has closed itself."""
+
+
+class Closes(Executor):
+    """An executor that takes one job, and no more."""
+
+    def __init__(self):
+        self._jobs = 0
+
+    def submit(self, function, /, *args):
+        self._jobs += bool(args)
+        if self._jobs > 1:
+            raise Closed
+        future = Future()
+        future.set_result(function(*args))
+        return future
+
+
+def test_an_executor_that_takes_no_more_calls_is_replaced_whatever_it_says(
+    computations, jobs, enqueue, in_threads, recorder, rows
+):
+    jobs.handler("work", compute=computations.double)(lambda session, job, result: write(session, result["n"]))
+    enqueue({"n": 1}, {"n": 2})
+    with in_threads(executor=Closes, threads=1):
+        recorder.wait_for("job_finished", 2, PATIENCE)
+    assert [type(event.error) for event in recorder.named("executor_replaced")] == [Closed]
+    assert archive(rows) == [("success", 1)] * 2
+
+
 # end early
 
 
