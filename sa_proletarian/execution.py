@@ -332,6 +332,8 @@ class Execution:
                 return Report(run, outcomes.connection_died(error), committed=outcomes.RETURNED)
             if scripts.says_not_moved(error):
                 return self._not_moved_by_script(run)
+            if scripts.says_forgotten(error):  # the handler has thrown away what was prepared; next time nothing is
+                return outcomes.unavailable(error)
             return self._refused(run, error, by_commit=run.hold.has_ended())
         if run.hold.held is not None and transaction_id != run.hold.held.transaction_id:
             self.conclusion.tell(run, events.TransactionEscaped)

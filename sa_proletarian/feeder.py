@@ -23,7 +23,7 @@ from .execution import STALE, Execution
 from .listening import Ears
 from .outcomes import INTERRUPTED, Ruling
 from .overtime import Overtime
-from .polling import LONGEST_WAIT, FinishRate, back_off, wanted
+from .polling import LONGEST_WAIT, FinishRate, back_off, enough, wanted
 from .presence import Presence
 from .progress import Progress
 from .requests import Requests
@@ -37,6 +37,8 @@ from .transactions import SYSTEMIC
 from .tray import Intake
 from .unknown_types import UnknownTypes
 from .vigil import Vigil
+
+_NEVER_ENOUGH = float("inf")
 
 
 class Feeder:
@@ -71,6 +73,7 @@ class Feeder:
         self._wake = threading.Event()
         self._ended: deque[tuple[Run, Report | None]] = deque()
         self._outstanding: set[Run] = set()
+        self._enough = _NEVER_ENOUGH
         self._pending: dict[Run, Report] = {}
         self._rate = FinishRate()
         self._solitude = Solitude(self._lease)
@@ -86,6 +89,8 @@ class Feeder:
     def ended(self, run: Run, report: Report | None) -> None:
         """Take note that a handler thread is done with ``run``, and of what is left to settle."""
         self._ended.append((run, report))
+        if report is None and len(self._outstanding) - len(self._ended) > self._enough:
+            return  # nothing to settle, and enough to do: to wake a thread costs more than a small job
         if not self._wake.is_set():
             self._wake.set()
 
@@ -164,6 +169,8 @@ class Feeder:
 
     def _pause(self) -> None:
         """Wait for a handler to end, or for the next thing to be due."""
+        has_enough = self._wanted() == 0 and not self._stopping
+        self._enough = enough(self._slots, self._rate.per_second) if has_enough else _NEVER_ENOUGH
         if not self._ended:
             self._wake.wait(max(0.0, self._next_turn() - clock.monotonic()))
         self._wake.clear()

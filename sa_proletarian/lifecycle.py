@@ -18,8 +18,21 @@ from sqlalchemy import Connection, Select, func, literal_column, select, text
 from . import scripts
 from .dialects import statement_now
 from .outcomes import Move, Ruling
-from .scripts import HeldConnection
-from .statements import CRASHES, EXPIRED, MOST_ATTEMPTS, Statements
+from .scripts import BEGIN, COMMIT, Call, HeldConnection, Scripts, array, quoted, set_local
+from .statements import (
+    ATTEMPTS,
+    CRASHES,
+    EXPIRED,
+    JOB_ID,
+    JOB_TYPE,
+    MOST_ATTEMPTS,
+    PROCESS_AT,
+    SEQSCAN,
+    TAKEN,
+    UNTIL,
+    Statements,
+    claim_name,
+)
 
 if TYPE_CHECKING:
     from .models import ArchivedJobMixin, JobMixin
@@ -27,22 +40,79 @@ if TYPE_CHECKING:
 _LOOK_FOR_UNKNOWN = 1_000
 
 
-@dataclass(slots=True, eq=False)
 class Claim:
     """A job that this worker has claimed: the row as it stands after the claim, the payload still in its stored form.
 
-    :param unreadable: why the app's own columns could not be read; the run fails with it.
+    :param values: the row's values by attribute.
+    :ivar unreadable: why the app's own columns could not be read; the run fails with it.
     """
 
-    values: dict[str, Any]
-    job_id: Any
-    claim_id: UUID
-    job_type: str
-    attempts: int
-    crashes: int
-    claimed_at: float = 0.0
-    renewed_at: float = 0.0
-    unreadable: Exception | None = None
+    __slots__ = (
+        "_row",
+        "_values",
+        "attempts",
+        "claim_id",
+        "claimed_at",
+        "crashes",
+        "job_id",
+        "job_type",
+        "renewed_at",
+        "unreadable",
+    )
+
+    def __init__(
+        self, values: dict[str, Any] | None, job_id: Any, claim_id: UUID, job_type: str, attempts: int, crashes: int
+    ) -> None:
+        self._values = values
+        self._row: Any = None
+        self.job_id: Any = job_id
+        self.claim_id: UUID = claim_id
+        self.job_type: str = job_type
+        self.attempts: int = attempts
+        self.crashes: int = crashes
+        self.claimed_at: float = 0.0
+        self.renewed_at: float = 0.0
+        self.unreadable: Exception | None = None
+
+    @classmethod
+    def of(cls, row: Any, token: UUID, holder: tuple[str, datetime]) -> Claim:
+        """Make it from the row of a candidate that was claimed: its values are put together when somebody asks for them.
+
+        Hundreds wait at a time, and Python's collector looks at every object that waits.
+        """
+        attempts, expired = row[ATTEMPTS], row[EXPIRED]
+        if not expired:
+            attempts = min(attempts, MOST_ATTEMPTS) + 1
+        claim = cls(None, row[JOB_ID], token, row[JOB_TYPE], attempts, row[CRASHES] + expired)
+        claim._row = (row, holder)
+        return claim
+
+    @property
+    def process_at(self) -> datetime:
+        """When it is due, which is its place in the line."""
+        return self._row[0][PROCESS_AT]  # type: ignore[no-any-return]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The row's values by attribute, as they stand after the claim."""
+        if self._values is None:
+            row, holder = self._row
+            job_id, queue, job_type, payload, _, enqueued_at, process_at, _, last_error, *_ = row
+            self._values = {
+                "job_id": job_id,
+                "queue": queue,
+                "job_type": job_type,
+                "payload": payload,
+                "attempts": self.attempts,
+                "enqueued_at": enqueued_at,
+                "process_at": process_at,
+                "claim_id": self.claim_id,
+                "claimed_by": holder[0],
+                "claimed_until": holder[1],
+                "crashes": self.crashes,
+                "last_error": last_error,
+            }
+        return self._values
 
 
 class Candidate:
@@ -57,7 +127,12 @@ class Candidate:
     @property
     def process_at(self) -> datetime:
         """When the job is due, which is its place in the line."""
-        return self.row.process_at  # type: ignore[no-any-return]
+        return self.row[PROCESS_AT]  # type: ignore[no-any-return]
+
+    @property
+    def until(self) -> datetime:
+        """Until when a claim of it that was made now would last."""
+        return self.row[UNTIL]  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +152,7 @@ class Lifecycle:
         self.job_model = job_model
         self.archived_model = archived_model
         self._statements = Statements(job_model, archived_model)
-        self._templates: dict[Any, str] = {}
+        self._scripts = Scripts(self._statements.templates)
 
     @property
     def payload_is_json(self) -> bool:
@@ -119,13 +194,50 @@ class Lifecycle:
         if not candidates:
             return []
         token = uuid4()
-        until = candidates[0].row.until
-        ids = [candidate.row[0] for candidate in candidates]
+        until = candidates[0].until
+        ids = [candidate.row[JOB_ID] for candidate in candidates]
         result = connection.execute(self._statements.take, {"ids": ids, "token": token, "me": worker_id, "until": until})
-        claims = [self._claimed(candidate, token, worker_id, until) for candidate in candidates]
+        holder = worker_id, until
+        claims = [Claim.of(candidate.row, token, holder) for candidate in candidates]
         if self._statements.extras:
             self._read_extras(connection, claims, result)
         return claims
+
+    def claims_by_script(self, connection: Connection) -> bool:
+        """Whether :meth:`claim_by_script` is there for ``connection``: not where the app has columns of its own to read."""
+        return claim_name(True, False) in self._scripts and scripts.are_own(connection)
+
+    def claim_by_script(
+        self,
+        connection: Connection,
+        *,
+        queue: str,
+        known: Sequence[str] | None,
+        limit: int,
+        lease: timedelta,
+        worker_id: str,
+        settings: Mapping[str, str],
+        begin: datetime | None = None,
+    ) -> list[Claim] | None:
+        """Claim up to ``limit`` due jobs in a transaction of their own, in one round trip, in the order of their turn.
+
+        ``None``, and nothing is claimed, if one of them is a suspect: whoever claims that has to choose.
+        """
+        token = uuid4()
+        values = [quoted(queue), f"'{lease.total_seconds()} s'", f"'{limit}'", f"'{token.hex}'", quoted(worker_id)]
+        if known is not None:
+            values.append(array(known))
+        if begin is not None:
+            values.append(f"'{begin.isoformat()}'")
+        claim = Call(claim_name(known is None, begin is not None), tuple(values))
+        before = [BEGIN, *set_local(settings)]
+        rows = self._scripts.send(connection, *before, claim, COMMIT, rows_of=len(before))
+        if not rows:
+            return []
+        if rows[0][TAKEN] < len(rows):
+            return None
+        holder = worker_id, rows[0][UNTIL]
+        return [Claim.of(row, token, holder) for row in rows]
 
     def unknown_types(self, connection: Connection, *, queue: str, known: Sequence[str]) -> list[str]:
         """Give the types among the first due jobs of ``queue`` that are not in ``known``."""
@@ -157,29 +269,24 @@ class Lifecycle:
     def let_go(self, connection: Connection, held: Held) -> None:
         """Say that the transaction ``held`` is over: PostgreSQL sees that by itself."""
 
-    def script(self, connection: Connection, name: str, claim: Claim, *, wait: str = "") -> str:
-        """Give the statement ``hold`` or ``finish`` about one job as a part of a script."""
-        schemas: Any = connection.get_execution_options().get("schema_translate_map") or {}
-        key = (name, connection.dialect, *schemas.items())
-        template = self._templates.get(key)
-        if template is None:
-            template = self._templates[key] = scripts.template(connection, self._statements.scripts[name])
-        text = template.replace(scripts.JOB_ID, claim.job_id.hex).replace(scripts.CLAIM_ID, claim.claim_id.hex)
-        return text.replace(scripts.WAIT, wait)
-
     @property
     def has_scripts(self) -> bool:
         """Whether jobs can be spoken of in scripts: ids that are UUIDs can be written into them."""
-        return bool(self._statements.scripts)
+        return "hold" in self._scripts
 
     def hold_by_script(
         self, connection: Connection, claim: Claim, *, lock_timeout: timedelta, savepoints: Sequence[str]
     ) -> Held | None:
         """Begin, do what :meth:`hold` does, and make ``savepoints``, in one round trip."""
-        held = self.script(connection, "hold", claim, wait=_milliseconds(lock_timeout))
-        behind = [f"SAVEPOINT {name}" for name in savepoints]
-        row = scripts.send(connection, [scripts.BEGIN, held, *behind], begins=True).one_or_none()
-        return Held(row.pid, row.transaction_id, row.search_path, row.role) if row is not None else None
+        hold = Call("hold", (*_fence(claim), f"'{_milliseconds(lock_timeout)}'"))
+        index_only = self._scripts.index_only(connection)
+        held = [index_only[0], hold, index_only[1]] if index_only else [hold]
+        pieces = [BEGIN, *held, *(f"SAVEPOINT {name}" for name in savepoints)]
+        rows = self._scripts.send(connection, *pieces, rows_of=pieces.index(hold), prepares=index_only is not None)
+        if not rows:
+            return None
+        self._scripts.learn_seqscan(connection, rows[0][SEQSCAN])
+        return Held(*rows[0][:SEQSCAN])
 
     def still_holds(self, connection: Connection, held: Held) -> bool:
         """Whether the transaction that holds the job is still the one on ``connection``."""
@@ -241,11 +348,26 @@ class Lifecycle:
 
         An error that :func:`scripts.says_not_moved` knows when its row was not ours to move; nothing is committed then.
         """
-        settings = {**limits, "search_path": held.search_path, "role": held.role}
-        calls = ", ".join(f"set_config('{name}', {scripts.quoted(value)}, true)" for name, value in settings.items())
-        finish = self.script(connection, "finish", claim)
-        result = scripts.send(connection, [*connection.take_releases(), f"SELECT {calls}", finish, "COMMIT"])
-        return str(result.scalar_one())
+        settings = (limits["lock_timeout"], limits["statement_timeout"], held.search_path, held.role)
+        before: list[str | Call] = [*connection.take_releases(), Call("prepare_settling", tuple(map(quoted, settings)))]
+        index_only = self._scripts.index_only(connection)
+        before += index_only[:1] if index_only else ()
+        finish = Call("finish", _fence(claim))
+        rows = self._scripts.send(connection, *before, finish, COMMIT, rows_of=len(before), prepares=index_only is not None)
+        return str(rows[0][0])
+
+    def finish_all_by_script(
+        self, connection: Connection, claims: Sequence[Claim], *, settings: Mapping[str, str]
+    ) -> list[Any]:
+        """Do what :meth:`finish` does, in a transaction of its own, in one round trip."""
+        fences = array([f"{claim.job_id.int:032x}" for claim in claims]), array([claim.claim_id.hex for claim in claims])
+        before = [BEGIN, *set_local(settings)]
+        rows = self._scripts.send(connection, *before, Call("finish_all", fences), COMMIT, rows_of=len(before))
+        return [row[0] for row in rows]
+
+    def finishes_by_script(self, connection: Connection) -> bool:
+        """Whether :meth:`finish_all_by_script` is there for ``connection``."""
+        return "finish_all" in self._scripts and scripts.are_own(connection)
 
     def cancel_waiting(self, connection: Connection, job_id: Any, ruling: Ruling) -> bool:
         """Archive a job that waits; give whether it did, and nobody held its row."""
@@ -294,26 +416,6 @@ class Lifecycle:
         }
         return _moved(connection.execute(self._statements.reschedule, parameters))
 
-    def _claimed(self, candidate: Candidate, token: UUID, worker_id: str, until: datetime) -> Claim:
-        job_id, queue, job_type, payload, attempts, enqueued_at, process_at, _, last_error, expired, _ = candidate.row
-        if not expired:
-            attempts = min(attempts, MOST_ATTEMPTS) + 1
-        values = {
-            "job_id": job_id,
-            "queue": queue,
-            "job_type": job_type,
-            "payload": payload,
-            "attempts": attempts,
-            "enqueued_at": enqueued_at,
-            "process_at": process_at,
-            "claim_id": token,
-            "claimed_by": worker_id,
-            "claimed_until": until,
-            "crashes": candidate.crashes,
-            "last_error": last_error,
-        }
-        return Claim(values, job_id, token, job_type, attempts, candidate.crashes)
-
     def _read_extras(self, connection: Connection, claims: Sequence[Claim], result: Any) -> None:
         """Read the app's own columns; where their types choke on a value, only that job shall fail."""
         try:
@@ -351,6 +453,10 @@ def _to_holder(call: Callable[..., Any]) -> Select[Any]:
 
 def _fences(claims: Sequence[Claim]) -> dict[str, list[Any]]:
     return {"all_job_id": [claim.job_id for claim in claims], "all_claim_id": [claim.claim_id for claim in claims]}
+
+
+def _fence(claim: Claim) -> tuple[str, str]:
+    return f"'{claim.job_id.hex}'", f"'{claim.claim_id.hex}'"
 
 
 def _milliseconds(span: timedelta) -> str:

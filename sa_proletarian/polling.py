@@ -14,6 +14,8 @@ from typing import Generic, Protocol, TypeVar
 BATCH_SPAN = 0.25
 """A claim fetches what is finished in about so many seconds: short enough that no job grows old in a worker's memory."""
 LARGEST_BATCH = 500
+MANY = 5
+"""So many jobs in a twentieth of a second were no chance."""
 LONGEST_WAIT = 1.0
 """A claimed job that has waited so many seconds behind busy slots is given back, for others to take."""
 
@@ -36,7 +38,10 @@ C = TypeVar("C", bound=_HasCrashes)
 
 @dataclass(slots=True)
 class FinishRate:
-    """Jobs finished per second, as a moving average that forgets half of what it knows in ``half_life`` seconds."""
+    """Jobs finished per second, as a moving average that forgets half of what it knows in ``half_life`` seconds.
+
+    When many jobs are finished faster than that, it follows at once: after a pause a worker need not find its pace again.
+    """
 
     half_life: float = 1.0
     per_second: float = 0.0
@@ -50,8 +55,9 @@ class FinishRate:
         self._count += count
         span = now - self._since
         if span >= 0.05:
-            weight = 0.5 ** (span / self.half_life)
-            self.per_second = self.per_second * weight + (self._count / span) * (1 - weight)
+            weight, seen = 0.5 ** (span / self.half_life), self._count / span
+            rising = self._count >= MANY and seen > self.per_second
+            self.per_second = seen if rising else self.per_second * weight + seen * (1 - weight)
             self._since, self._count = now, 0
 
 
@@ -62,10 +68,15 @@ def capacity(slots: int, per_second: float) -> int:
 
 def wanted(slots: int, outstanding: int, per_second: float) -> int:
     """Give how many jobs to claim now: none before a slot is free, or half of what waits behind the slots is gone."""
-    most = capacity(slots, per_second)
-    if outstanding >= slots and outstanding > slots + (most - slots) // 2:
+    if outstanding > enough(slots, per_second):
         return 0
-    return most - outstanding
+    return capacity(slots, per_second) - outstanding
+
+
+def enough(slots: int, per_second: float) -> int:
+    """Give how many claimed jobs are enough, so that more are claimed only when there are no more than these."""
+    waiting = capacity(slots, per_second) - slots
+    return slots + waiting // 2 if waiting else slots - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +147,17 @@ class Place:
 
         :param short: it brought less than was wanted: the line is short, and the next look may as well be at all of it.
         """
+        left = next((candidate for candidate in candidates if candidate not in chosen), None)
+        self.came_to(None if short else (left or candidates[-1]).process_at, swept=swept, now=now)
+
+    def came_to(self, place: datetime | None, *, swept: bool, now: float) -> None:
+        """Note that the next look may begin at ``place``; ``None`` for the beginning of the line.
+
+        :param swept: all of the line was looked at.
+        """
         if swept:
             self._next_sweep = now + SWEEP_SPAN
-        left = next((candidate for candidate in candidates if candidate not in chosen), None)
-        self._reached = None if short else (left or candidates[-1]).process_at
+        self._reached = place
 
 
 def back_off(failures: int, chance: Callable[[], float] = random.random) -> float:

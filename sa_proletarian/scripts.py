@@ -1,32 +1,34 @@
-"""Several statements in one round trip: what a worker says in the transaction of a handler that used its session.
+"""Several statements in one round trip, as one script of PostgreSQL's simple protocol.
 
-It owns the way in which statements travel together: as one script of PostgreSQL's simple protocol, with its values written
-into it, and without the driver's own BEGIN and COMMIT. That takes psycopg as it comes, async or not; with any other driver,
-and for ids that are no UUIDs, the same is said statement by statement. It refuses values of unknown origin: an id and a
-fence are UUIDs, and what else stands in a script is ours, or a setting of the server in quotation marks.
+It owns the way in which a worker's statements travel together: with their values written into them, without the driver's
+own BEGIN and COMMIT, and prepared once for each connection that keeps what is prepared. That takes psycopg as it comes,
+async or not; with any other driver, and for ids that are no UUIDs, the same is said statement by statement. It refuses
+values of unknown form: an id and a fence are UUIDs, and what else stands in a script is ours, or text in quotation marks.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult, Engine, event
+from sqlalchemy import Connection, Engine, event, literal_column
 from sqlalchemy.sql.expression import Executable
 
 from .dialects import sqlstate
 
 BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
-ANSWER = "answer"
-"""The first column of the one statement in a script whose rows are wanted."""
-JOB_ID, CLAIM_ID, WAIT = "@job_id@", "@claim_id@", "@wait@"
-"""What stands in a template for the id of a job, for its fence, and for how long a lock is waited for."""
+COMMIT = "COMMIT"
 NOT_MOVED = "sa_proletarian: the row was not ours to move"
 """What the server quotes in its error when there was nothing to settle."""
 
-_ANSWER = ANSWER.encode()
-_OPTIONS = {"no_parameters": True, "sa_proletarian_script": True}
+_PREPARED, _SEQSCAN = "sa_proletarian_prepared", "sa_proletarian_seqscan"
+_FORGOTTEN = ("26000", "42P05")
+_IDLE, _INTRANS = 0, 2
 
 
 class HeldConnection(Connection):
@@ -67,46 +69,185 @@ class HeldConnection(Connection):
         super()._rollback_to_savepoint_impl(name)
 
 
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A statement with places for values, and the SQL types of those."""
+
+    statement: Executable
+    types: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A template's text, for the schemas that the options of a connection say; with the name under which it is prepared."""
+
+    name: str
+    text: str
+    types: tuple[str, ...]
+
+    def said(self, values: Sequence[str], met: Mapping[str, bool] | None) -> list[str]:
+        """Give the statements that say it: in full, or by name where it was prepared, which is done when it is met again.
+
+        :param met: which were met on this connection, and whether they were prepared; ``None`` where nothing is.
+        """
+        if met is None or self.name not in met:
+            return [self._inline(values)]
+        execute = f"EXECUTE {self.name}({', '.join(values)})"
+        return [execute] if met[self.name] else [self._prepare(), execute]
+
+    def _prepare(self) -> str:
+        text = self.text
+        for number in range(len(self.types)):
+            text = text.replace(_place(number), f"${number + 1}")
+        return f"PREPARE {self.name}({', '.join(self.types)}) AS {text}"
+
+    def _inline(self, values: Sequence[str]) -> str:
+        text = self.text
+        for number, (type_, value) in enumerate(zip(self.types, values, strict=True)):
+            text = text.replace(_place(number), f"CAST({value} AS {type_})")
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A template by its name, with its values as SQL writes them."""
+
+    name: str
+    values: tuple[str, ...]
+
+
+class Scripts:
+    """The templates of one pair of models, as their texts are for the connections that they have met."""
+
+    def __init__(self, templates: Mapping[str, Template]) -> None:
+        self._templates = templates
+        self._texts: dict[Any, _Text] = {}
+        self._prepares = True
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._templates
+
+    def send(
+        self, connection: Connection, *pieces: str | Call, rows_of: int | None = None, prepares: bool = True
+    ) -> list[Any]:
+        """Say all ``pieces`` in one round trip; give the rows of the one at the place ``rows_of``.
+
+        If the first is :data:`BEGIN`, the driver does not say it by itself, and all is said once more if what had been
+        prepared on this connection was thrown away. With ``prepares=False`` everything is said in full.
+        """
+        try:
+            return self._send(connection, pieces, rows_of, prepares)
+        except Exception as error:
+            if not says_forgotten(error):
+                raise
+            self._prepares = False
+            if pieces[0] != BEGIN:
+                raise
+            connection.connection.rollback()
+        return self._send(connection, pieces, rows_of, prepares=False)
+
+    def index_only(self, connection: Connection) -> tuple[str, str] | None:
+        """Give what is to be said before and behind a call that finds one row, in a transaction that is not ours alone.
+
+        A plan that was made and kept while the table was short would else read all of it when it is long. ``None`` as long
+        as :meth:`learn_seqscan` was not called, or nothing is prepared here.
+        """
+        own = connection.info.get(_SEQSCAN)
+        if own is None or not self._may_prepare(connection):
+            return None
+        return "SET LOCAL enable_seqscan = off", f"SET LOCAL enable_seqscan = {own}"
+
+    def learn_seqscan(self, connection: Connection, own: str) -> None:
+        """Take note of the setting that the connection came with."""
+        connection.info.setdefault(_SEQSCAN, own)
+
+    def _may_prepare(self, connection: Connection) -> bool:
+        return self._prepares and _driver(connection).prepare_threshold is not None
+
+    def _send(self, connection: Connection, pieces: Sequence[str | Call], rows_of: int | None, prepares: bool) -> list[Any]:
+        driver, info = _driver(connection), connection.info
+        met: dict[str, bool] | None = info.setdefault(_PREPARED, {}) if prepares and self._may_prepare(connection) else None
+        statements: list[str] = []
+        place, names = None, list[str]()
+        for number, piece in enumerate(pieces):
+            if isinstance(piece, str):
+                statements.append(piece)
+            else:
+                text = self._text(connection, piece.name)
+                names.append(text.name)
+                statements += text.said(piece.values, met)
+            if number == rows_of:
+                place = len(statements) - 1
+        is_new = met is not None and not all(map(met.get, names))
+        if is_new:
+            info[_PREPARED] = None  # if this fails, nobody knows what of it was done
+        with _without_begin(driver) if pieces[0] == BEGIN else nullcontext():
+            rows = _said(connection, driver, ";".join(statements), place)
+        if is_new and met is not None:
+            info[_PREPARED] = {**met, **{name: name in met for name in names}}
+        return rows
+
+    def _text(self, connection: Connection, name: str) -> _Text:
+        schemas: Any = connection.get_execution_options().get("schema_translate_map")
+        key = (name, connection.dialect, *schemas.items()) if schemas else (name, connection.dialect)
+        text = self._texts.get(key)
+        if text is None:
+            text = self._texts[key] = _compiled(connection, self._templates[name], schemas)
+        return text
+
+
+def place(number: int, type_: Any) -> Any:
+    """Give the place for a value in a template."""
+    return literal_column(_place(number), type_)
+
+
+@functools.cache
+def _place(number: int) -> str:
+    return f"@{number}@"
+
+
 def understands(connection: Connection) -> bool:
     """Whether ``connection`` takes scripts."""
     if connection.dialect.driver != "psycopg":
         return False
-    driver: Any = connection.connection.driver_connection
-    from psycopg import AsyncCursor, Cursor  # noqa: PLC0415 (where it is not installed, nobody comes here)
-
-    as_it_comes = AsyncCursor if connection.dialect.is_async else Cursor
-    return driver.cursor_factory is as_it_comes and hasattr(driver, "_autocommit")
+    driver = _driver(connection)
+    return driver.cursor_factory is _cursor_class(is_async=connection.dialect.is_async) and hasattr(driver, "_autocommit")
 
 
-def template(connection: Connection, statement: Executable) -> str:
-    """Give the text of ``statement``, for the schemas that the options of ``connection`` say."""
-    statement_: Any = statement
-    schemas: Any = connection.get_execution_options().get("schema_translate_map")
-    compiled = statement_.compile(
+def are_own(connection: Connection) -> bool:
+    """Whether whole transactions may be said in scripts: not where somebody listens to their ends."""
+    dispatch: Any = connection.dispatch
+    listeners = [*dispatch.commit, *dispatch.rollback]
+    return understands(connection) and all(listener.__module__.startswith(__package__) for listener in listeners)
+
+
+def _compiled(connection: Connection, template: Template, schemas: Any) -> _Text:
+    statement: Any = template.statement
+    compiled = statement.compile(
         dialect=connection.dialect,
         schema_translate_map=schemas,
         render_schema_translate=bool(schemas),
         compile_kwargs={"literal_binds": True},
     )
-    return str(compiled)
+    text = str(compiled)
+    # named by what it says: another client of a pooler may have prepared it, but never something else
+    name = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return _Text(f"sa_proletarian_{name}", text, template.types)
 
 
 def quoted(text: str) -> str:
-    """Write a setting's value as a literal, whatever ``standard_conforming_strings`` says."""
+    """Write text as a literal, whatever ``standard_conforming_strings`` says."""
     return "E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
 
 
-def send(connection: Connection, statements: Sequence[str], *, begins: bool = False) -> CursorResult[Any]:
-    """Say all ``statements`` in one round trip; give the rows of the one that has an :data:`ANSWER`.
+def array(texts: Iterable[str]) -> str:
+    """Write an array of UUIDs or names, in which nothing needs quotation marks, as a literal."""
+    return "'{" + ",".join(texts) + "}'"
 
-    :param begins: the first of them is :data:`BEGIN`, and the driver must not say it by itself.
-    """
-    driver: Any = connection.connection.driver_connection
-    driver._autocommit = begins
-    try:
-        return connection.exec_driver_sql(";".join(statements), execution_options=_OPTIONS)
-    finally:
-        driver._autocommit = False
+
+def set_local(settings: Mapping[str, str]) -> list[str]:
+    """Give the statements that change settings of the server until the transaction ends."""
+    return [f"SET LOCAL {name} = {quoted(value)}" for name, value in settings.items()]
 
 
 def says_not_moved(error: BaseException) -> bool:
@@ -114,18 +255,76 @@ def says_not_moved(error: BaseException) -> bool:
     return sqlstate(error) == "22P02" and NOT_MOVED in str(error)
 
 
+def says_forgotten(error: BaseException) -> bool:
+    """Whether ``error`` says that what was prepared is gone, or what was not is there: DISCARD, or a hidden pooler."""
+    return sqlstate(error) in _FORGOTTEN
+
+
 def has_ended(connection: Connection) -> bool:
     """Whether the server says that no transaction is open any more."""
-    driver: Any = connection.connection.driver_connection
-    return int(driver.pgconn.transaction_status) == _IDLE
-
-
-_IDLE, _INTRANS = 0, 2
+    return _status(connection) == _IDLE
 
 
 def _in_transaction(connection: Connection) -> bool:
-    driver: Any = connection.connection.driver_connection
-    return int(driver.pgconn.transaction_status) == _INTRANS
+    return _status(connection) == _INTRANS
+
+
+@contextmanager
+def _without_begin(driver: Any) -> Generator[None, None, None]:
+    """Let the driver say what it is told without a BEGIN of its own."""
+    driver._autocommit = True
+    try:
+        yield
+    finally:
+        driver._autocommit = False
+
+
+def _status(connection: Connection) -> int:
+    return int(_driver(connection).pgconn.transaction_status)
+
+
+def _driver(connection: Connection) -> Any:
+    return connection.connection.driver_connection
+
+
+# what SQLAlchemy would do ----------------------------------------------------------------------------------------------
+
+
+def _said(connection: Any, driver: Any, script: str, place: int | None) -> list[Any]:
+    """Have the driver say ``script``; by way of SQLAlchemy where somebody listens, for that takes four times as long."""
+    if _is_heard(connection):
+        result = connection.exec_driver_sql(script, execution_options={"no_parameters": True, _OPTION: place or 0})
+        return [tuple(row) for row in result] if place is not None and result.returns_rows else []
+    cursor = _cursor_class(is_async=False)(driver)
+    try:
+        cursor.execute(script, prepare=False)
+        if place is None:
+            return []
+        _go_to(cursor, place)
+        rows: list[Any] = cursor.fetchall()
+        return rows
+    except Exception as error:
+        connection._handle_dbapi_exception(error, script, None, cursor, None)
+        raise  # not reached: it raises what SQLAlchemy makes of the error
+
+
+_OPTION = "sa_proletarian_rows_of"
+
+
+@functools.cache
+def _cursor_class(*, is_async: bool) -> Any:
+    from psycopg import AsyncCursor, Cursor  # noqa: PLC0415 (where it is not installed, nobody comes here)
+
+    return AsyncCursor if is_async else Cursor
+
+
+def _is_heard(connection: Any) -> bool:
+    if connection._echo or connection.dialect.is_async:
+        return True
+    dispatch = connection.dispatch
+    if dispatch.before_cursor_execute:
+        return True
+    return any(listener is not _to_the_rows for listener in dispatch.after_cursor_execute)
 
 
 def listen_to(engine: Engine) -> None:
@@ -134,19 +333,21 @@ def listen_to(engine: Engine) -> None:
 
 
 def _to_the_rows(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool) -> None:
-    if not context.execution_options.get("sa_proletarian_script"):
+    place = context.execution_options.get(_OPTION)
+    if place is None:
         return
-    adapts = context.dialect.is_async
-    its_own = cursor._cursor if adapts else cursor
-    while not _has_answer(its_own.pgresult) and its_own.nextset():
-        pass
-    if adapts:  # SQLAlchemy keeps the rows of the first
+    if not context.dialect.is_async:
+        _go_to(cursor, place)
+        return
+    its_own = cursor._cursor
+    _go_to(its_own, place)
+    if its_own.pgresult.nfields:  # SQLAlchemy keeps the rows of the first
         cursor._rows = deque(_without_waiting(its_own.fetchall()))
 
 
-def _has_answer(result: Any) -> bool:
-    """Whether ``result`` has the rows that are wanted; a cursor's description of it would take far longer to make."""
-    return result is not None and result.nfields > 0 and result.fname(0) == _ANSWER
+def _go_to(cursor: Any, place: int) -> None:
+    for _ in range(place):
+        cursor.nextset()
 
 
 def _without_waiting(coroutine: Coroutine[Any, Any, Sequence[Any]]) -> Sequence[Any]:

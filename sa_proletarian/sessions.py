@@ -44,13 +44,28 @@ class Hold:
     :ivar spoilt: a cancel was sent to the server process; as it may arrive late, nobody shall have the connection next.
     """
 
-    _opening: AbstractContextManager[bool]
+    __slots__ = (
+        "_claim",
+        "_connection",
+        "_engine",
+        "_lifecycle",
+        "_opening",
+        "_options",
+        "_over",
+        "_savepoint",
+        "held",
+        "lost",
+        "scripted",
+        "spoilt",
+        "unavailable",
+    )
     _may_script = True
 
     def __init__(self, engine: Engine, lifecycle: Lifecycle, claim: Claim) -> None:
         self._engine = engine
         self._lifecycle = lifecycle
         self._claim = claim
+        self._opening: AbstractContextManager[bool]
         self._connection: Connection | None = None
         self._savepoint: NestedTransaction | None = None
         self._options: Any = None

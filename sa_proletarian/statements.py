@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import (
     JSON,
     Boolean,
+    DateTime,
     Integer,
     Interval,
     String,
@@ -39,13 +40,16 @@ from sqlalchemy.dialects.postgresql import ARRAY
 
 from . import scripts
 from .dialects import clock_now, later, statement_now
+from .scripts import Template, place
 
 if TYPE_CHECKING:
     from .models import ArchivedJobMixin, JobMixin
 
 MOST_ATTEMPTS = 2_147_483_646
-CRASHES, EXPIRED = 7, 9
+JOB_ID, JOB_TYPE, ATTEMPTS, PROCESS_AT, CRASHES, EXPIRED, UNTIL, TAKEN = 0, 2, 4, 6, 7, 9, 10, 11
 """Places of these columns among those of a candidate: they are read for every row, and by name that takes thrice as long."""
+SEQSCAN = 4
+"""The place of this setting in what a hold gives; before it are the values of a ``Held``."""
 _PROLETARIANS = ("job_id", "queue", "job_type", "payload", "attempts", "enqueued_at", "process_at")
 LIBRARY = frozenset((*_PROLETARIANS, "claim_id", "claimed_by", "claimed_until", "crashes", "last_error"))
 
@@ -74,7 +78,7 @@ class Statements:
         job_id, claim_id = self.job.c.job_id.type, self.job.c.claim_id.type
         one = (bindparam("id", type_=job_id), bindparam("fence", type_=claim_id))
         self.hold: Any = self._hold(*one, bindparam("wait", type_=Text()))
-        self.scripts: dict[str, Any] = self._scripts() if _is_uuid(job_id) else {}
+        self.templates: dict[str, Template] = self._templates() if _is_uuid(job_id) else {}
         self.archive: Any = self._archive()
         self.finish: Any = self._finish()
         self.reschedule: Any = self._reschedule()
@@ -87,18 +91,34 @@ class Statements:
 
     def _candidates(self, any_type: bool, skip: bool, begin: bool) -> Any:
         job = self.job.c
-        expired = case((job.claimed_until.is_not(None), 1), else_=0)
+        values: dict[str, Any] = {
+            "queue": bindparam("in_queue"),
+            "until": later(statement_now(), bindparam("lease", type_=Interval())),
+            "most": bindparam("most", type_=Integer()),
+        }
+        if not any_type:
+            values["known"] = bindparam("known", type_=ARRAY(String()))
+        if begin:
+            values["begin"] = bindparam("begin", type_=job.process_at.type)
+        statement = self._candidates_of(**values)
+        if skip:
+            statement = statement.where(job.crashes + self._expired() != bindparam("skip_crashes", type_=Integer()))
+        return statement
+
+    def _expired(self) -> Any:
+        return case((self.job.c.claimed_until.is_not(None), 1), else_=0)
+
+    def _candidates_of(self, *, queue: Any, until: Any, most: Any, known: Any = None, begin: Any = None) -> Any:
+        job = self.job.c
         conditions = [
-            job.queue == bindparam("in_queue"),
+            job.queue == queue,
             job.process_at <= statement_now(),
             or_(job.claimed_until.is_(None), job.claimed_until <= statement_now()),
         ]
-        if not any_type:
-            conditions.append(job.job_type == any_(bindparam("known", type_=ARRAY(String()))))
-        if begin:
-            conditions.append(job.process_at >= bindparam("begin", type_=job.process_at.type))
-        if skip:
-            conditions.append(job.crashes + expired != bindparam("skip_crashes", type_=Integer()))
+        if known is not None:
+            conditions.append(job.job_type == any_(known))
+        if begin is not None:
+            conditions.append(job.process_at >= begin)
         payload = cast(job.payload, Text) if self.payload_is_json else null()
         return (
             select(
@@ -111,50 +131,100 @@ class Statements:
                 job.process_at,
                 job.crashes,
                 job.last_error,
-                expired.label("expired"),
-                later(statement_now(), bindparam("lease", type_=Interval())).label("until"),
+                self._expired().label("expired"),
+                until.label("until"),
             )
             .where(*conditions)
             .order_by(job.process_at, job.job_id)
-            .limit(bindparam("most", type_=Integer()))
+            .limit(most)
             .with_for_update(skip_locked=True, key_share=True, of=self.job)
         )
 
     def _take(self) -> Any:
         job = self.job.c
-        free = job.claimed_until.is_(None)
-        statement: Any = (
-            update(self.job)
-            .where(job.job_id == any_(_array("ids", job.job_id.type)))
-            .values(
-                claim_id=bindparam("token", type_=job.claim_id.type),
-                claimed_by=bindparam("me", type_=Text()),
-                claimed_until=bindparam("until", type_=job.claimed_until.type),
-                attempts=case((free, func.least(job.attempts, MOST_ATTEMPTS) + 1), else_=job.attempts),
-                crashes=case((free, job.crashes), else_=func.least(job.crashes, MOST_ATTEMPTS) + 1),
-            )
-        )
+        until = bindparam("until", type_=job.claimed_until.type)
+        statement: Any = self._taking(bindparam("token", type_=job.claim_id.type), bindparam("me", type_=Text()), until)
+        statement = statement.where(job.job_id == any_(_array("ids", job.job_id.type)))
         if self.extras:
             return statement.returning(job.job_id.label("claimed_job_id"), *self.labelled_extras())
         return statement
 
-    def _scripts(self) -> dict[str, Any]:
-        """Give what can be said about one job in a script: its id and fence are put in later."""
+    def _taking(self, token: Any, worker: Any, until: Any) -> Any:
         job = self.job.c
-        tokens = (scripts.JOB_ID, scripts.CLAIM_ID)
-        job_id, claim_id = (literal_column(f"CAST('{token}' AS UUID)", Uuid()) for token in tokens)
+        free = job.claimed_until.is_(None)
+        return update(self.job).values(
+            claim_id=token,
+            claimed_by=worker,
+            claimed_until=until,
+            attempts=case((free, func.least(job.attempts, MOST_ATTEMPTS) + 1), else_=job.attempts),
+            crashes=case((free, job.crashes), else_=func.least(job.crashes, MOST_ATTEMPTS) + 1),
+        )
+
+    def _templates(self) -> dict[str, Template]:
+        """Give what can be said in a script; its values are put in later."""
+        names = ("lock_timeout", "statement_timeout", "search_path", "role")
+        settings = [func.set_config(_said(name), place(number, Text()), True) for number, name in enumerate(names)]
+        uuids = (Uuid(), Uuid())
+        one, other = (place(number, type_) for number, type_ in enumerate(uuids))
+        templates = {
+            "hold": Template(self._hold(one, other, place(2, Text())), ("uuid", "uuid", "text")),
+            "prepare_settling": Template(select(*settings), ("text",) * len(names)),
+            "finish": Template(self._finish_held(one, other), ("uuid", "uuid")),
+            "finish_all": Template(
+                self._finish(func.unnest(place(0, ARRAY(Uuid())), place(1, ARRAY(Uuid())))), ("uuid[]", "uuid[]")
+            ),
+        }
+        if not self.extras and self._plain():
+            for any_type, begin in product((True, False), repeat=2):
+                templates[claim_name(any_type, begin)] = self._claim(any_type, begin)
+        return templates
+
+    def _plain(self) -> bool:
+        """Whether the columns that a claim reads are ours as they come: a driver then reads them as SQLAlchemy does."""
+        plain: dict[type, tuple[str, ...]] = {
+            Uuid: ("job_id", "claim_id"),
+            String: ("queue", "job_type"),
+            Integer: ("attempts", "crashes"),
+            DateTime: ("enqueued_at", "process_at", "claimed_until"),
+            Text: ("last_error",),
+        }
+        return all(type(self.job.c[name].type) is kind for kind, names in plain.items() for name in names)
+
+    def _claim(self, any_type: bool, begin: bool) -> Template:
+        """Claim what is due in one statement, if none of it is a suspect; else claim nothing, and only show it."""
+        job = self.job.c
+        types = ["text", "interval", "integer", "uuid", "text"]
+        until = statement_now() + place(1, Interval())
+        values = {"queue": place(0, String()), "until": until, "most": place(2, Integer())}
+        if not any_type:
+            values["known"] = place(len(types), ARRAY(String()))
+            types.append("text[]")
+        if begin:
+            values["begin"] = place(len(types), job.process_at.type)
+            types.append("timestamptz")
+        found = self._candidates_of(**values).cte("found")
+        ids = func.array(select(found.c.job_id).scalar_subquery(), type_=ARRAY(Uuid()))
+        columns: Any = found.c
+        suspects = select(columns.job_id).where(columns.crashes + columns.expired > 0)
+        taking = self._taking(place(3, Uuid()), place(4, Text()), until)
+        taken = taking.where(job.job_id == any_(ids), ~suspects.exists()).returning(job.job_id).cte("taken")
+        count = select(func.count()).select_from(taken).scalar_subquery()
+        statement = select(*found.c, count.label("taken")).order_by(found.c.process_at, found.c.job_id)
+        return Template(statement, tuple(types))
+
+    def _finish_held(self, job_id: Any, claim_id: Any) -> Any:
+        job = self.job.c
         success = literal_column("'success'", String())
         mine = (job.job_id == job_id, job.claim_id == claim_id)
         archived = self._archiving(mine, status=success, error=cast(null(), Text())).cte("archived")
         moved = select(func.count()).select_from(archived).scalar_subquery()
         # an error where nothing was moved, so that the COMMIT behind it is not carried out
         is_moved = cast(case((moved == 1, "1"), else_=scripts.NOT_MOVED), Integer()) == 1
-        finish = select(cast(func.pg_current_xact_id(), Text).label(scripts.ANSWER)).where(is_moved)
-        return {"hold": self._hold(job_id, claim_id, literal(scripts.WAIT, Text())), "finish": finish}
+        return select(cast(func.pg_current_xact_id(), Text)).where(is_moved)
 
     def _hold(self, job_id: Any, claim_id: Any, wait: Any) -> Any:
         job = self.job.c
-        setting = literal("lock_timeout", Text(), literal_execute=True)
+        setting = _said("lock_timeout")
         before = select(
             func.current_setting(setting).label("value"),
             func.set_config(setting, wait, True).label("waiting"),
@@ -167,12 +237,13 @@ class Statements:
             .cte("held")
         )
         return select(
-            func.set_config(setting, before.c.value, True).label(scripts.ANSWER),
-            func.set_config(literal("idle_in_transaction_session_timeout", Text(), literal_execute=True), "0", True),
-            func.current_setting("search_path").label("search_path"),
-            func.current_setting("role").label("role"),
             func.pg_backend_pid().label("pid"),
             cast(func.pg_current_xact_id(), Text).label("transaction_id"),
+            func.current_setting("search_path").label("search_path"),
+            func.current_setting("role").label("role"),
+            func.current_setting("enable_seqscan").label("seqscan"),
+            func.set_config(setting, before.c.value, True),
+            func.set_config(_said("idle_in_transaction_session_timeout"), "0", True),
         ).select_from(held.join(before, literal(True)))
 
     def _archive(self) -> Any:
@@ -181,12 +252,14 @@ class Statements:
         mine = (job.job_id == fences.c.job_id, job.claim_id == fences.c.claim_id)
         return self._archiving(mine, status=fences.c.status, error=fences.c.error)
 
-    def _finish(self) -> Any:
+    def _finish(self, arrays: Any = None) -> Any:
         """Archive as ``success``; give only the ids of those whose row was not ours to move: hardly ever one."""
         job = self.job.c
-        fences = select(self._fences()).cte("fences")
+        fences = select(self._fences(arrays)).cte("fences")
         mine = (job.job_id == fences.c.job_id, job.claim_id == fences.c.claim_id)
-        archived = self._archiving(mine, status=literal("success", String()), error=cast(null(), Text())).cte("archived")
+        archived = self._archiving(mine, status=literal_column("'success'", String()), error=cast(null(), Text())).cte(
+            "archived"
+        )
         moved = select(archived.c.job_id)
         return select(fences.c.job_id).where(fences.c.job_id.not_in(moved))
 
@@ -248,12 +321,13 @@ class Statements:
         until = later(statement_now(), bindparam("lease", type_=Interval()))
         return update(self.job).where(job.job_id == free.c.job_id).values(claimed_until=until)
 
-    def _fences(self, **further: Any) -> Any:
+    def _fences(self, arrays: Any = None, **further: Any) -> Any:
         """The table of ``(job_id, claim_id, …)`` that arrives as arrays, one row for each claim."""
         types = {"job_id": self.job.c.job_id.type, "claim_id": self.job.c.claim_id.type, **further}
-        arrays = [_array(f"all_{name}", type_) for name, type_ in types.items()]
+        if arrays is None:
+            arrays = func.unnest(*(_array(f"all_{name}", type_) for name, type_ in types.items()))
         columns = [column(name, type_) for name, type_ in types.items()]
-        return func.unnest(*arrays).table_valued(*columns).render_derived(name="fences")
+        return arrays.table_valued(*columns).render_derived(name="fences")
 
     def _job_column(self, key: str) -> Any:
         return self.extras[key] if key in self.extras else self.job.c[key]
@@ -267,6 +341,15 @@ class _UuidsAsText(TypeDecorator[Any]):
 
     def process_bind_param(self, value: Any, dialect: Any) -> str:
         return "{" + ",".join([f"{one.int:032x}" for one in value]) + "}"
+
+
+def claim_name(any_type: bool, begin: bool) -> str:
+    """Give the name of the template that claims jobs of any type, or from a beginning."""
+    return f"claim{'_any' if any_type else ''}{'_from' if begin else ''}"
+
+
+def _said(name: str) -> Any:
+    return literal(name, Text(), literal_execute=True)
 
 
 def _array(name: str, type_: Any) -> Any:

@@ -7,7 +7,7 @@ transaction is the handler's own, in ``execution``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -39,6 +39,14 @@ CLAIM_SETTINGS = {
     "enable_seqscan": "off",
 }
 SETTLE_LIMITS = {"lock_timeout": SETTLE_LOCK_TIMEOUT, "statement_timeout": "30s"}
+FINISH_SETTINGS = {
+    **SETTLE_LIMITS,
+    # its plan is kept, and the table may be a thousand times as long when it is used again
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
 
 
 @dataclass(slots=True, eq=False)
@@ -63,6 +71,10 @@ class Transactions:
         It looks where the one before has ended, and now and then at the whole line (see ``polling.Place``).
         """
         now = clock.monotonic()
+        if not skip_last_chance and self.lifecycle.claims_by_script(connection):
+            runs = self._claim_at_once(connection, limit, now)
+            if runs is not None:
+                return Claimed(runs)
         skip_crashes = self.crash_ceiling - 1 if skip_last_chance else None
         with connection.begin():
             self.lifecycle.set_local(connection, **CLAIM_SETTINGS)
@@ -76,6 +88,32 @@ class Transactions:
         split = len(choice.run)
         condemned = [Report(run, outcomes.crashed(run.claim.crashes)) for run in runs[split:]]
         return Claimed(runs[:split], condemned, choice.solo, choice.wants_solitude)
+
+    def _claim_at_once(self, connection: Connection, limit: int, now: float) -> list[Run] | None:
+        """Claim in one round trip, if no suspect is among what is due; else give ``None``, and nothing is claimed."""
+        begin = self.place.begin(now)
+        claims = self._claim_by_script(connection, limit, begin)
+        if claims is None:
+            return None
+        swept = begin is None or len(claims) < limit
+        if begin is not None and swept:  # what lies before: it was not there or not free when we passed
+            claims = [*(self._claim_by_script(connection, limit - len(claims), None) or ()), *claims]
+        self.place.came_to(claims[-1].process_at if len(claims) == limit else None, swept=swept, now=now)
+        now = clock.monotonic()
+        return [self._start(claim, now) for claim in claims]
+
+    def _claim_by_script(self, connection: Connection, limit: int, begin: datetime | None) -> list[Claim] | None:
+        with connection.begin():
+            return self.lifecycle.claim_by_script(
+                connection,
+                queue=self.queue,
+                known=self.registry.known_types(),
+                limit=limit,
+                lease=self.lease,
+                worker_id=self.worker_id,
+                settings=CLAIM_SETTINGS,
+                begin=begin,
+            )
 
     def _look(
         self, connection: Connection, begin: datetime | None, limit: int, skip_crashes: int | None
@@ -103,10 +141,32 @@ class Transactions:
             return self.lifecycle.unknown_types(connection, queue=self.queue, known=known)
 
     def settle(self, connection: Connection, reports: Sequence[Report]) -> Iterator[Settled]:
-        """Settle ``reports`` in one transaction, or row by row if that fails; give each once it is committed.
+        """Settle ``reports`` in as few transactions as it takes; give each once it is committed.
 
         Raises what keeps the rest from being settled; those reports stay valid and may be handed in again.
         """
+        failures: list[Exception] = []
+        for group in self._groups(connection, reports):
+            try:
+                yield from self._settle_group(connection, group)
+            except Exception as error:
+                if trouble(error) in SYSTEMIC:
+                    raise
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    def _groups(self, connection: Connection, reports: Sequence[Report]) -> Iterator[list[Report]]:
+        """Part ``reports``, if some can be settled in one round trip: nearly all of them, as a rule."""
+        returned = [report for report in reports if report.ruling is RETURNED]
+        if len(returned) == len(reports) or not returned or not self.lifecycle.finishes_by_script(connection):
+            yield [*reports]
+            return
+        yield returned
+        yield [report for report in reports if report.ruling is not RETURNED]
+
+    def _settle_group(self, connection: Connection, reports: Sequence[Report]) -> Iterator[Settled]:
+        """Settle in one transaction, or row by row if that fails."""
         try:
             yield from self._settle_together(connection, reports)
             return
@@ -120,7 +180,7 @@ class Transactions:
         failures: list[Exception] = []
         for report in reports:
             try:
-                yield from self.settle(connection, [report])
+                yield from self._settle_group(connection, [report])
             except Exception as error:
                 failures.append(error)
                 # more than one that waits: the rest would too, and meanwhile no lease would be renewed
@@ -133,17 +193,33 @@ class Transactions:
         tried = [report.tried for report in reports]
         for report in reports:
             report.tried = True
-        with connection.begin():
-            self.lifecycle.set_local(connection, **SETTLE_LIMITS)
-            missing = self._move(connection, reports)
-            standing = self.lifecycle.standing(connection, missing) if missing else {}
-            self._look_for_commits(connection, [report for report in reports if report.run.claim.job_id in missing])
-        if not missing:
-            return [Settled(report.run, report.ruling) for report in reports]
+        if all(report.ruling is RETURNED for report in reports) and self.lifecycle.finishes_by_script(connection):
+            missing = self._finish_at_once(connection, reports)
+            if not missing:
+                return [Settled(report.run, report.ruling) for report in reports]
+            with connection.begin():
+                standing = self._standing(connection, reports, missing)
+        else:
+            with connection.begin():
+                self.lifecycle.set_local(connection, **SETTLE_LIMITS)
+                missing = self._move(connection, reports)
+                standing = self._standing(connection, reports, missing)
         return [
             _settled(report, report.run.claim.job_id not in missing, report.run.claim.job_id in standing, was_tried)
             for report, was_tried in zip(reports, tried, strict=True)
         ]
+
+    def _finish_at_once(self, connection: Connection, reports: Sequence[Report]) -> list[Any]:
+        claims = [report.run.claim for report in reports]
+        with connection.begin():
+            return self.lifecycle.finish_all_by_script(connection, claims, settings=FINISH_SETTINGS)
+
+    def _standing(self, connection: Connection, reports: Sequence[Report], missing: Collection[Any]) -> Collection[Any]:
+        """Give those of the ``missing`` that are still there, and look what became of COMMITs that were not answered."""
+        if not missing:
+            return ()
+        self._look_for_commits(connection, [report for report in reports if report.run.claim.job_id in missing])
+        return self.lifecycle.standing(connection, [*missing])
 
     def _look_for_commits(self, connection: Connection, reports: Sequence[Report]) -> None:
         """Ask what became of unanswered COMMITs: where they were not carried out, somebody else has had the job."""
@@ -173,7 +249,7 @@ class Transactions:
             raise error
         report.ruling = outcomes.parked(error, report.run.claim.attempts)
         report.committed = None
-        yield from self.settle(connection, [report])
+        yield from self._settle_group(connection, [report])
 
     def cancel_statements(self, connection: Connection, runs: Sequence[Run]) -> None:
         """Cancel the statements in which handlers wait, so that they may end by themselves."""

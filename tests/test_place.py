@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from itertools import count
 
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 from sqlalchemy import event, insert, text
 
 from sa_proletarian import ArchivedJob, Job, clock
+from sa_proletarian.connections import own_engine
 from sa_proletarian.lifecycle import Lifecycle
 from sa_proletarian.polling import Place
-from sa_proletarian.transactions import Transactions
+from sa_proletarian.scripts import Scripts, set_local
+from sa_proletarian.transactions import CLAIM_SETTINGS, Transactions
 
 MANY = 1_000_000
 
@@ -112,15 +115,36 @@ FROM generate_series(1, :count) AS n
 
 @pytest.mark.parametrize("due", ["-1 s", "1 day"], ids=["due", "future"])
 @pytest.mark.parametrize("analyzed", [True, False], ids=["analyzed", "never analyzed"])
-@pytest.mark.parametrize("count", [0, 1000, pytest.param(MANY, marks=pytest.mark.slow)])
-def test_the_claim_walks_the_index_and_stops_where_it_has_enough(jobs, tables, rows, count, analyzed, due):
+@pytest.mark.parametrize(
+    ("count", "form"),
+    [(0, "script"), (1000, "script"), (1000, "statements"), pytest.param(MANY, "script", marks=pytest.mark.slow)],
+)
+def test_the_claim_walks_the_index_and_stops_where_it_has_enough(
+    jobs, tables, rows, monkeypatch, count, form, analyzed, due
+):
     """With a volatile clock, or before the first ANALYZE, it would read and sort what it does not want."""
     rows("ALTER TABLE proletarian_job SET (autovacuum_enabled = off)")
     rows(FILL, count=count, due=due)
     if analyzed:
         with tables.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("VACUUM ANALYZE proletarian_job"))
-    transactions, plans = transactions_of(jobs, tables), []
+    transactions = transactions_of(jobs, tables)
+    if form == "statements":
+        monkeypatch.setattr(Lifecycle, "claims_by_script", lambda self, connection: False)
+    engine = own_engine(tables, size=1)
+    with engine.connect() as connection:
+        plans = (_plans_of_statements if form == "statements" else _plans_of_scripts)(transactions, connection, monkeypatch)
+    engine.dispose()
+    assert len(plans) >= 2
+    for plan in plans:
+        assert "Index Scan using ix_proletarian_job_due" in plan, plan
+        assert "Seq Scan on proletarian_job" not in plan, plan
+        assert re.sub("Sort Key: found.*", "", plan).count("Sort Key") == 0, plan
+        assert due == "-1 s" or "Rows Removed by Filter" not in plan, plan
+
+
+def _plans_of_statements(transactions, connection, monkeypatch):
+    plans = []
 
     def explain(connection, cursor, statement, parameters, context, executemany):
         if "SKIP LOCKED" in statement:
@@ -128,12 +152,29 @@ def test_the_claim_walks_the_index_and_stops_where_it_has_enough(jobs, tables, r
                 other.execute(f"EXPLAIN (ANALYZE, COSTS OFF) {statement}", parameters)
                 plans.append("\n".join(line for (line,) in other))
 
-    event.listen(tables, "before_cursor_execute", explain)
-    with tables.connect() as connection:
-        for _ in range(2):  # from the beginning of the line, and from where that look has ended
-            transactions.claim(connection, limit=10, idle=False)
-    assert len(plans) >= 2
-    for plan in plans:
-        assert "Index Scan using ix_proletarian_job_due" in plan, plan
-        assert "Sort" not in plan, plan
-        assert due == "-1 s" or "Rows Removed by Filter" not in plan, plan
+    event.listen(connection, "before_cursor_execute", explain)
+    for _ in range(2):  # from the beginning of the line, and from where that look has ended
+        transactions.claim(connection, limit=10, idle=False)
+    return plans
+
+
+def _plans_of_scripts(transactions, connection, monkeypatch):
+    """Explain what was prepared, with a plan made for its values and with one that is kept for all values."""
+    called, written = [], Scripts._written
+
+    def keep(self, *args):
+        called.append(written(self, *args))
+        return called[-1]
+
+    monkeypatch.setattr(Scripts, "_written", keep)
+    for _ in range(2):
+        transactions.claim(connection, limit=10, idle=False)
+    driver, plans = connection.connection.driver_connection, []
+    for call in [statement for statement in called if statement.startswith("EXECUTE")]:
+        for mode in ("force_custom_plan", "force_generic_plan"):
+            driver.execute(f"SET LOCAL plan_cache_mode = {mode}")
+            for setting in set_local(CLAIM_SETTINGS):
+                driver.execute(setting)
+            plans.append("\n".join(line for (line,) in driver.execute(f"EXPLAIN (ANALYZE, COSTS OFF) {call}")))
+            driver.rollback()
+    return plans

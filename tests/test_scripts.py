@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import create_engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
-from sa_proletarian import Outcome, Retry
+from sa_proletarian import ArchivedJob, Job, Outcome, Retry, inline
+from sa_proletarian.connections import own_engine
+from sa_proletarian.event_log import log_event
+from sa_proletarian.execution import build_execution
+from sa_proletarian.lifecycle import Lifecycle
+from sa_proletarian.outcomes import RETURNED
+from sa_proletarian.runs import Report
+from sa_proletarian.transactions import Transactions
 
 READY = b"\tReadyForQuery\t"
 
@@ -175,3 +183,164 @@ def test_a_failure_undoes_also_what_was_committed_before_it(jobs, enqueue, proce
     assert process_next() is Outcome.GAVE_UP
     assert rows("SELECT what FROM effect") == []
     assert rows("SELECT status FROM proletarian_archived_job") == [("failure",)]
+
+
+# what is prepared
+
+PREPARED = text("SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'sa_proletarian_%'")
+
+
+@pytest.fixture
+def process(jobs, tables, enqueue):
+    """Return a function that runs a job on connections that may have been used before, and gives what it came to."""
+    engines = []
+
+    def process(engine=tables):
+        if not engines:
+            engines.append(own_engine(engine, size=3))
+        execution = build_execution(
+            **jobs._for_one(engines[0], engine, queue="default", listener=log_event, worker_id="me"),
+            retry=None,
+            on_failed=None,
+            session=None,
+            around=None,
+        )
+        enqueue()
+        return inline.process_next(execution)
+
+    yield process
+    for engine in engines:
+        engine.dispose()
+
+
+def test_a_connection_that_is_used_again_is_told_once_what_will_be_said_often(jobs, process, rows):
+    seen = []
+
+    @jobs.handler("work")
+    def work(session, job):
+        session.execute(text("INSERT INTO effect VALUES ('done')"))
+        seen.append(session.scalar(PREPARED))
+
+    assert [process() for _ in range(5)] == [Outcome.RETURNED] * 5
+    assert seen == [0, 0, 3, 3, 3]
+    assert rows("SELECT status, count(*) FROM proletarian_archived_job GROUP BY status") == [("success", 5)]
+    assert rows("SELECT count(*) FROM effect") == [(5,)]
+
+
+def test_where_the_driver_may_not_prepare_nothing_is_prepared(database_url, jobs, process):
+    seen = []
+
+    @jobs.handler("work")
+    def work(session, job):
+        seen.append(session.scalar(PREPARED))
+
+    engine = create_engine(database_url, connect_args={"prepare_threshold": None})
+    assert [process(engine) for _ in range(4)] == [Outcome.RETURNED] * 4
+    engine.dispose()
+    assert seen == [0, 0, 0, 0]
+
+
+def test_an_app_that_empties_its_connections_on_return_only_loses_the_preparing(jobs, tables, process, rows):
+    seen = []
+
+    @event.listens_for(tables, "checkin")
+    def empty(dbapi_connection, record):
+        dbapi_connection.autocommit = True
+        dbapi_connection.execute("DISCARD ALL")
+        dbapi_connection.autocommit = False
+
+    @jobs.handler("work")
+    def work(session, job):
+        seen.append(session.scalar(PREPARED))
+
+    assert [process() for _ in range(5)] == [Outcome.RETURNED] * 5
+    assert max(seen) <= 1
+    assert seen[-1] == 0
+
+
+def test_a_handler_that_throws_away_what_was_prepared_runs_once_more(jobs, tables, process, rows):
+    """The settling finds nothing to say by its name; so the run is no attempt, and the next one is settled in full."""
+
+    @jobs.handler("work")
+    def work(session, job):
+        session.execute(text("INSERT INTO effect VALUES ('done')"))
+        session.execute(text("DEALLOCATE ALL"))
+
+    outcomes = [process() for _ in range(7)]
+    assert outcomes.count(Outcome.UNAVAILABLE) <= 1
+    assert outcomes[-2:] == [Outcome.RETURNED] * 2
+    (attempts,) = rows("SELECT max(attempts) FROM proletarian_archived_job")
+    assert attempts == (1,)
+    [(archived,)], [(effects,)] = rows("SELECT count(*) FROM proletarian_archived_job"), rows("SELECT count(*) FROM effect")
+    assert archived == effects == outcomes.count(Outcome.RETURNED)
+
+
+def test_a_row_is_found_by_the_index_also_with_a_plan_that_was_kept(jobs, tables, process, rows):
+    """Made for a table of one row, and used when it has many: what reads all of it would cost more with each job."""
+    settings = []
+
+    @jobs.handler("work")
+    def work(session, job):
+        settings.append(session.scalar(text("SHOW enable_seqscan")))
+
+    for _ in range(8):
+        process()
+    rows(
+        "INSERT INTO proletarian_job (job_id, queue, job_type, payload, attempts, enqueued_at, process_at, crashes) "
+        "SELECT gen_random_uuid(), 'other', 'work', '{}', 0, now(), now(), 0 FROM generate_series(1, 50000)"
+    )
+    [(before,)] = rows(SEQUENTIAL)
+    for _ in range(3):
+        process()
+    assert rows(SEQUENTIAL) == [(before,)]
+    assert {*settings} == {"on"}
+
+
+SEQUENTIAL = "SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'proletarian_job'"
+
+
+def test_claims_and_settlings_of_many_take_a_trip_each(jobs, tables, enqueue, rows, tmp_path):
+    jobs.handler("work")(lambda session, job: None)
+    for _ in range(3):
+        enqueue()
+    engine = own_engine(tables, size=1)
+    transactions = transactions_on(jobs, engine)
+    with engine.connect() as connection:
+        server = connection.connection.driver_connection.pgconn
+        with (tmp_path / "trace").open("wb") as file:
+            server.trace(os.dup(file.fileno()))
+        runs = transactions.claim(connection, limit=10, idle=True).runs
+        settled = [*transactions.settle(connection, [Report(run, RETURNED) for run in runs])]
+        server.untrace()
+    said = (tmp_path / "trace").read_bytes()
+    assert said.count(READY) == said.count(b"\tQuery\t") == 2
+    assert [one.ruling for one in settled] == [RETURNED] * 3
+    assert rows("SELECT status, attempts FROM proletarian_archived_job") == [("success", 1)] * 3
+    engine.dispose()
+
+
+def transactions_on(jobs, engine):
+    lifecycle = Lifecycle(Job, ArchivedJob)
+    return Transactions(jobs, lifecycle, engine, "default", "me", timedelta(seconds=30), 5, lambda claim: None)
+
+
+def test_somebody_who_listens_to_commits_hears_each_of_them(jobs, tables, enqueue):
+    jobs.handler("work")(lambda session, job: None)
+    enqueue()
+    heard = []
+    event.listen(tables, "before_cursor_execute", lambda *args: heard.append(args[2]))
+    event.listen(tables, "commit", lambda connection: heard.append("COMMIT"))
+    assert jobs.process_next(tables) is Outcome.RETURNED
+    assert not any(";" in statement for statement in heard)
+    assert heard.count("COMMIT") >= 2
+
+
+def test_somebody_who_listens_to_statements_hears_the_scripts(jobs, tables, enqueue):
+    jobs.handler("work")(lambda session, job: session.execute(text("SELECT 1")))
+    enqueue()
+    heard = []
+    event.listen(tables, "before_cursor_execute", lambda *args: heard.append(args[2]))
+    assert jobs.process_next(tables) is Outcome.RETURNED
+    scripts = [statement for statement in heard if statement.startswith("BEGIN")]
+    assert len(scripts) == 2
+    assert ["SKIP LOCKED" in scripts[0], "SAVEPOINT" in scripts[1]] == [True, True]
