@@ -26,7 +26,7 @@ SLACK = 5.0
 DEADLINE = 1.0
 
 WORKER = """
-    import asyncio, sys, time
+    import asyncio, os, sys, time
     from datetime import timedelta
     from sqlalchemy import create_engine, text
     from sqlalchemy.ext.asyncio import create_async_engine
@@ -40,18 +40,18 @@ WORKER = """
         @jobs.handler("in-SQL")
         def in_sql(session, job):
             session.execute(write)
-            print("inside", flush=True)
+            os.write(1, b"inside\\n")
             session.execute(wait)
     else:
         @jobs.handler("in-SQL")
         async def in_sql(session, job):
             await session.execute(write)
-            print("inside", flush=True)
+            os.write(1, b"inside\\n")
             await session.execute(wait)
 
     @jobs.handler("elsewhere")
     def elsewhere(session, job):
-        print("inside", flush=True)
+        os.write(1, b"inside\\n")
         time.sleep(3600)
 
     options = {"termination_timeout": timedelta(seconds=1), "polling_interval": timedelta(milliseconds=20)}
@@ -138,14 +138,14 @@ def test_a_worker_ends_in_time_and_its_jobs_run_again(proxy, jobs, recorder, for
 
 
 APP = """
-    import time
+    import os, time
     from sa_proletarian import Proletarian
 
     jobs = Proletarian()
 
     @jobs.handler("elsewhere")
     def elsewhere(session, job):
-        print("inside", flush=True)
+        os.write(1, b"inside\\n")
         time.sleep(3600)
 """
 
