@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event, insert, text
 
-from sa_proletarian import ArchivedJob, Job, clock
+from sa_proletarian import ArchivedJob, Job, clock, scripts
 from sa_proletarian.connections import own_engine
 from sa_proletarian.lifecycle import Lifecycle
 from sa_proletarian.polling import Place
-from sa_proletarian.scripts import Scripts, set_local
+from sa_proletarian.scripts import set_local
 from sa_proletarian.transactions import CLAIM_SETTINGS, Transactions
 
 MANY = 1_000_000
@@ -160,17 +160,17 @@ def _plans_of_statements(transactions, connection, monkeypatch):
 
 def _plans_of_scripts(transactions, connection, monkeypatch):
     """Explain what was prepared, with a plan made for its values and with one that is kept for all values."""
-    called, written = [], Scripts._written
+    called, sent = [], scripts._said
 
-    def keep(self, *args):
-        called.append(written(self, *args))
-        return called[-1]
+    def keep(connection, driver, script, place):
+        called.extend(statement for statement in script.split(";") if statement.startswith("EXECUTE"))
+        return sent(connection, driver, script, place)
 
-    monkeypatch.setattr(Scripts, "_written", keep)
-    for _ in range(2):
+    monkeypatch.setattr(scripts, "_said", keep)
+    for _ in range(5):  # each of the two forms is met, prepared and called
         transactions.claim(connection, limit=10, idle=False)
     driver, plans = connection.connection.driver_connection, []
-    for call in [statement for statement in called if statement.startswith("EXECUTE")]:
+    for call in called[-2:]:
         for mode in ("force_custom_plan", "force_generic_plan"):
             driver.execute(f"SET LOCAL plan_cache_mode = {mode}")
             for setting in set_local(CLAIM_SETTINGS):
