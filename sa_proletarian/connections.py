@@ -99,10 +99,11 @@ def own_engine(
     _share_events(own, app)
     event.listen(own, "handle_error", _leave_out_details)
     scripts.listen_to(own)
-    options = {**app.get_execution_options(), "isolation_level": "READ COMMITTED"}
     if dialect.name in MYSQL:
         event.listen(own, "handle_error", mysql_errors.note)
-        del options["isolation_level"]  # each checkout would cost two round trips
+    else:
+        event.listen(pool, "connect", partial(_begin_read_committed, dialect))
+    options = {name: value for name, value in app.get_execution_options().items() if name != "isolation_level"}
     own.update_execution_options(**options)
     return own
 
@@ -227,6 +228,11 @@ def _is_autocommit(dbapi_connection: Any, driver_connection: Any) -> bool:
     if hasattr(driver_connection, "get_autocommit"):  # the drivers of MariaDB and MySQL
         return bool(driver_connection.get_autocommit())
     return bool(getattr(dbapi_connection, "autocommit", False))
+
+
+def _begin_read_committed(dialect: Dialect, dbapi_connection: Any, record: Any) -> None:
+    """Let the driver begin transactions so, for good: as an option of the engine it would be set at each checkout anew."""
+    dialect.set_isolation_level(dbapi_connection, "READ COMMITTED")
 
 
 def _read_committed(dbapi_connection: Any, record: Any) -> None:
