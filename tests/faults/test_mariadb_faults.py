@@ -99,8 +99,9 @@ def test_deadlocks_take_no_half_of_a_job(make):
         start(trial, form, slots=2)  # more of them would deadlock some job more often than it is called again
     trial.finish()
     trial.check()
-    trial.record.faults["deadlock"] += names(trial).count("conflict_retried")
-    trial.record.faults["deadlock, swallowed"] += swallowed(trial, "1213")
+    silent = swallowed(trial, "1213")
+    trial.record.faults["deadlock"] += max(0, names(trial).count("conflict_retried") - silent)
+    trial.record.faults["deadlock, swallowed"] += silent
     assert all(trial.record.faults.values()) or not trial.long, "both have happened"
     trial.wait_for(f"SELECT value = {deeds.count('swallows_updates')} FROM counter WHERE id = 20", 1)
 
