@@ -44,6 +44,12 @@ class MySQLLifecycle(Lifecycle):
     def has_scripts(self) -> bool:
         return False
 
+    def claims_by_script(self, connection: Connection) -> bool:
+        return False
+
+    def finishes_by_script(self, connection: Connection) -> bool:
+        return False
+
     # claim ------------------------------------------------------------------------------------------------------------
 
     def candidates(
