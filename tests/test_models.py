@@ -773,3 +773,20 @@ def test_sqlmodels_session_and_metadata_take_jobs(engine):
         assert session.exec(sqlmodel.select(HeroJob)).one().hero_id == hero.id
     assert jobs.process_next(engine, session=sessionmaker(class_=sqlmodel.Session)) is Outcome.RETURNED
     assert seen == [1]
+
+
+def test_the_job_table_keeps_room_for_claims_and_an_app_may_say_how_much(rows, tables, engine):
+    class Base(DeclarativeBase):
+        pass
+
+    class FullJob(JobMixin, Base):
+        __tablename__ = "full_job"
+        __table_args__ = {"postgresql_with": {"fillfactor": 90}}  # noqa: RUF012
+
+    Base.metadata.create_all(engine)
+    options = dict(rows("SELECT relname, reloptions FROM pg_class WHERE relname LIKE '%_job' AND relkind = 'r'"))
+    assert options == {
+        "proletarian_job": ["fillfactor=40"],
+        "proletarian_archived_job": None,
+        "full_job": ["fillfactor=90"],
+    }

@@ -1,4 +1,4 @@
-"""Version 2: the worker table, which says what goes on now.
+"""Version 2: the worker table, which says what goes on now, and room in the job table's pages for claims.
 
 Frozen: what is here made tables that exist. A change is another version. It refuses to import the models, which move on.
 It takes no lock on the job table that an enqueue or a running job would notice.
@@ -15,7 +15,7 @@ from .v1 import Index, calendar, instant, options, primary_key
 
 
 def upgrade(op: Operations, tables: Instance) -> None:
-    """Make the worker table."""
+    """Make the worker table; rows of the job table that come from now on are kept with room beside them."""
     if tables.worker is not None:
         op.create_table(
             tables.worker,
@@ -32,6 +32,7 @@ def upgrade(op: Operations, tables: Instance) -> None:
             comment=comment(2),
             **options(),
         )
+    keep_job_table(op, tables, "SET (fillfactor = 40)")
     state_version(op, tables, 2)
 
 
@@ -43,8 +44,16 @@ def indexes(tables: Instance) -> list[Index]:
 def downgrade(op: Operations, tables: Instance) -> None:
     """Drop the worker table, last, so that its lock is held for the shortest time."""
     state_version(op, tables, 1)
+    keep_job_table(op, tables, "RESET (fillfactor)")
     if tables.worker is not None:
         op.drop_table(tables.worker, schema=tables.schema)
+
+
+def keep_job_table(op: Operations, tables: Instance, how: str) -> None:
+    """Change how PostgreSQL keeps the rows of the job table, of which those that are there take no notice."""
+    if tables.job is not None and op.get_context().dialect.name == "postgresql":
+        table = sa.Table(tables.job, sa.MetaData(), schema=tables.schema)
+        op.execute(sa.DDL(f"ALTER TABLE %(fullname)s {how}").against(table))  # type: ignore[no-untyped-call]
 
 
 def state_version(op: Operations, tables: Instance, version: int) -> None:
