@@ -18,7 +18,7 @@ from .bulletin import JOB
 from .cancellation import CANCEL
 from .dialects import Trouble, statement_now, trouble
 from .errors import ConfigurationError
-from .roster import QUEUE, SILENT_LEASES, lease_in
+from .roster import QUEUE, is_silent
 
 _NO_TABLE = "what runs now is in the worker table of version 2 of the schema, which is not there: run alembic upgrade head"
 
@@ -94,8 +94,7 @@ def _read(connection: Connection, table: Any) -> Sequence[Any]:
 
 
 def _worker(row: Any) -> RunningWorker:
-    silent = (row.now - row.last_seen_at).total_seconds() > SILENT_LEASES * lease_in(row.detail)
-    return RunningWorker(row.worker_id, row.subject, row.idle, silent, _said(row), row.started_at, row.last_seen_at)
+    return RunningWorker(row.worker_id, row.subject, row.idle, is_silent(row), _said(row), row.started_at, row.last_seen_at)
 
 
 def _job(row: Any) -> RunningJob:

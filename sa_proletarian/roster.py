@@ -58,7 +58,7 @@ class Roster:
     def strike_off_the_dead(self, connection: Connection) -> None:
         """Remove the rows of workers that were not seen for five of their own leases, wherever they are not locked."""
         for row in connection.execute(self._seen).all():
-            if (row.now - row.last_seen_at).total_seconds() > SILENT_LEASES * lease_in(row.detail):
+            if is_silent(row):
                 self._strike_off(connection, row.subject, row.worker_id, row.last_seen_at)
 
     def tied(self, connection: Connection, *, queue: str) -> list[str]:
@@ -105,6 +105,15 @@ class Roster:
 def own_name(worker_id: str) -> str:
     """Give what of a worker id fits the column: the end, in which the default id is unique."""
     return worker_id[-NAME_LIMIT:]
+
+
+def is_silent(row: Any) -> bool:
+    """Say whether a worker was not seen for so long that it is taken for dead.
+
+    The times are in the session's zone, and two of one zone subtract as if its clocks never changed.
+    """
+    silence: float = row.now.timestamp() - row.last_seen_at.timestamp()
+    return silence > SILENT_LEASES * lease_in(row.detail)
 
 
 def lease_in(detail: Any) -> float:

@@ -99,7 +99,7 @@ class Transactions:
         if begin is not None and swept:  # what lies before: it was not there or not free when we passed
             claims = [*(self._claim_by_script(connection, limit - len(claims), None) or ()), *claims]
         self.place.came_to(claims[-1].process_at if len(claims) == limit else None, swept=swept, now=now)
-        now = clock.monotonic()
+        # since it was asked for, as above
         return [self._start(claim, now) for claim in claims]
 
     def _claim_by_script(self, connection: Connection, limit: int, begin: datetime | None) -> list[Claim] | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from zoneinfo import ZoneInfo
 
 import pytest
 from sqlalchemy import text
@@ -12,6 +14,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from sa_proletarian import Cancellation, ConfigurationError, RunningJob, progress, requests
+from sa_proletarian.roster import is_silent
 
 PATIENCE = 20
 
@@ -72,6 +75,17 @@ def test_a_worker_that_was_not_seen_for_long_is_silent(jobs, tables, rows):
         ("slow", False, True),
     ]
     assert [(job.job_id, job.done, job.total, job.attempt) for job in found.jobs] == [("x", 0, None, 1)]
+
+
+@pytest.mark.parametrize("change", [datetime(2027, 3, 28, 1, tzinfo=UTC), datetime(2027, 10, 31, 1, tzinfo=UTC)])
+def test_how_long_a_worker_was_not_seen_does_not_depend_on_a_change_of_clocks(change):
+    def seen(seconds):
+        now, then = (change + timedelta(seconds=second) for second in (1, 1 - seconds))
+        berlin = ZoneInfo("Europe/Berlin")  # psycopg gives times in the session's zone
+        return SimpleNamespace(now=now.astimezone(berlin), last_seen_at=then.astimezone(berlin), detail={"lease": 30})
+
+    assert not is_silent(seen(seconds=2))
+    assert is_silent(seen(seconds=600))
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])

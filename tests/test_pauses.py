@@ -67,6 +67,7 @@ def within_the_next(monkeypatch):
         monkeypatch.setattr(Lifecycle, name, watched)
 
     watch("take")
+    watch("claim_by_script")
     watch("renew")
     return waiting.__setitem__
 
@@ -112,10 +113,15 @@ def test_a_job_whose_lease_is_nearly_over_is_released_instead_of_begun(
     assert starts == [1]
 
 
-def test_the_age_of_a_claim_counts_from_before_it_was_made(jobs, tables, enqueue, rows, starts, pause, within_the_next):
+@pytest.mark.parametrize("verb", ["claim_by_script", "take"])
+def test_the_age_of_a_claim_counts_from_before_it_was_made(
+    jobs, tables, enqueue, rows, starts, pause, within_the_next, monkeypatch, verb
+):
     """The answer may have lain there for as long as this process stood still."""
     enqueue("fails_once")
-    within_the_next("take", lambda: pause(timedelta(days=1).total_seconds()))
+    if verb == "take":
+        monkeypatch.setattr(Lifecycle, "claims_by_script", lambda lifecycle, connection: False)
+    within_the_next(verb, lambda: pause(timedelta(days=1).total_seconds()))
     assert jobs.process_next(tables) is Outcome.INTERRUPTED
     assert starts == []
     assert rows("SELECT attempts, crashes, claim_id FROM proletarian_job") == [(0, 0, None)]

@@ -88,15 +88,15 @@ MUTANTS = [
     Mutant(
         "a claim that waits for locks",
         "statements",
-        '.limit(bindparam("most", type_=Integer()))\n            .with_for_update(skip_locked=True, key_share=True',
-        '.limit(bindparam("most", type_=Integer()))\n            .with_for_update(key_share=True',
+        ".limit(most)\n            .with_for_update(skip_locked=True, key_share=True",
+        ".limit(most)\n            .with_for_update(key_share=True",
         STATEFUL,
     ),
     Mutant(
         "a claim without a lease",
         "statements",
-        'claimed_until=bindparam("until", type_=job.claimed_until.type),\n                attempts',
-        "claimed_until=None,\n                attempts",
+        "claimed_until=until,\n            attempts",
+        "claimed_until=None,\n            attempts",
         STATEFUL,
     ),
     Mutant(
@@ -110,8 +110,8 @@ MUTANTS = [
     Mutant(
         "one fence for all claims",
         "lifecycle",
-        "token = uuid4()",
-        "token = UUID(int=7)",
+        "token = uuid4()\n        until",
+        "token = UUID(int=7)\n        until",
         STATEFUL,
     ),
     Mutant(
@@ -254,8 +254,8 @@ MUTANTS = [
     Mutant(
         "an idle timeout that ends the held transaction",
         "statements",
-        'literal("idle_in_transaction_session_timeout", Text(), literal_execute=True), "0", True',
-        'literal("idle_in_transaction_session_timeout", Text(), literal_execute=True), "1s", True',
+        '_said("idle_in_transaction_session_timeout"), "0", True',
+        '_said("idle_in_transaction_session_timeout"), "1s", True',
         "tests/faults/test_f07_server_timeouts.py",
     ),
     Mutant(
@@ -303,8 +303,8 @@ MUTANTS = [
     Mutant(
         "a job finished outside the transaction that its handler used",
         "execution",
-        "            if run.hold.opened and not run.hold.died:\n",
-        "            if False:\n",
+        "        if run.hold.opened and not run.hold.died:\n",
+        "        if False:\n",
         ABUSE,
     ),
     Mutant(
@@ -331,8 +331,8 @@ MUTANTS = [
     Mutant(
         "settings of the handler that reach the settling",
         "lifecycle",
-        'settings = {**limits, "search_path": held.search_path, "role": held.role}',
-        "settings = {**limits}",
+        'limits["statement_timeout"], held.search_path, held.role)',
+        'limits["statement_timeout"], "nowhere", held.role)',
         "tests/test_execution.py",
     ),
     Mutant(
@@ -353,8 +353,15 @@ MUTANTS = [
     Mutant(
         "a claim whose age counts from the answer",
         "transactions",
-        "        # since it was asked for",
-        "        now = clock.monotonic()\n        # since it was asked for",
+        "        # since it was asked for: if",
+        "        now = clock.monotonic()\n        # if",
+        PAUSES,
+    ),
+    Mutant(
+        "a claim by script whose age counts from the answer",
+        "transactions",
+        "        # since it was asked for, as above",
+        "        now = clock.monotonic()",
         PAUSES,
     ),
     Mutant(

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -210,9 +211,12 @@ class Trial:
             return checker.History(
                 enqueued=[(line["job"], line["payload"], line["outcome"]) for line in ledger.read(self.enqueued.path)],
                 business=set(connection.scalars(select(own_tables.business.c.job_id))),
-                archived={str(row[0]): (row[1], row[2], row[3], row[4]) for row in connection.execute(ended)},
+                archived={str(row[0]): (*row[1:3], in_utc(row[3]), in_utc(row[4])) for row in connection.execute(ended)},
                 left={str(job_id) for job_id in connection.scalars(select(Job.job_id))},
-                effects=[tuple(row) for row in connection.execute(select(effect.job_id, effect.attempt, effect.at))],
+                effects=[
+                    (*row[:2], in_utc(row[2]))
+                    for row in connection.execute(select(effect.job_id, effect.attempt, effect.at))
+                ],
                 ledger=ledger.read(self.ledger.path),
                 events=ledger.read(self.events.path),
                 ended=self.ended,
@@ -251,3 +255,8 @@ class Trial:
                 return bool(connection.scalar(text(condition)))
         except Exception:
             return False
+
+
+def in_utc(moment: datetime) -> datetime:
+    """Give a time of a session's zone in UTC: two of one zone compare as if its clocks never changed."""
+    return moment.astimezone(UTC)

@@ -213,6 +213,7 @@ def options():
         "crash_ceiling": GIVEN.get("crash_ceiling", 1000),
         "termination_timeout": timedelta(seconds=GIVEN.get("termination", 2.0)),
         "retry": OFTEN,
+        **({"polling_interval": timedelta(seconds=GIVEN["polling"])} if "polling" in GIVEN else {}),
     }
 
 
