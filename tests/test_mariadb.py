@@ -43,6 +43,7 @@ from sa_proletarian.mysql.leases import MySQLLeases
 from sa_proletarian.mysql.lifecycle import MySQLLifecycle
 from sa_proletarian.mysql.pruning import MySQLPasses, MySQLPruning
 from sa_proletarian.mysql.statements import MySQLStatements
+from sa_proletarian.outcomes import INTERRUPTED
 
 LEASE = timedelta(seconds=30)
 HOUR = timedelta(hours=1)
@@ -328,6 +329,25 @@ def test_what_has_another_fence_is_neither_waited_for_nor_moved(engine, jobs, li
     own.dispose()
     assert (present.crashes, present.attempts) == (1, 1)
     assert rows(engine, select(Job.claim_id)) == [(present.claim_id,)]
+
+
+def test_what_somebody_else_has_claimed_meanwhile_is_not_settled_though_nobody_locks_it(engine, jobs, lifecycle):
+    enqueue(jobs, engine, 1, 2)
+    own = own_engine(engine, size=1)
+    with own.begin() as connection:
+        late = claim(lifecycle, connection)
+    with engine.begin() as connection:
+        connection.execute(update(Job).values(claimed_until=datetime(2020, 1, 1, tzinfo=UTC)))
+    with own.begin() as connection:
+        present = claim(lifecycle, connection)
+    with own.begin() as connection:
+        assert sorted(lifecycle.finish(connection, late)) == sorted(claimed.job_id for claimed in late)
+        assert lifecycle.settle(connection, [(claimed, INTERRUPTED) for claimed in late]) == {}
+    assert {fence for (fence,) in rows(engine, select(Job.claim_id))} == {claimed.claim_id for claimed in present}
+    with own.begin() as connection:
+        assert lifecycle.finish(connection, present) == []
+    own.dispose()
+    assert rows(engine, select(ArchivedJob.status)) == [("success",)] * 2
 
 
 def rule_returned():

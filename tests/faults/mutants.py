@@ -322,6 +322,20 @@ MUTANTS = [
         ABUSE,
     ),
     Mutant(
+        "no tripwire on MariaDB",
+        "mysql/lifecycle",
+        'connection.exec_driver_sql(f"RELEASE SAVEPOINT {_TRIPWIRE}")',
+        "pass",
+        "tests/test_mariadb.py",
+    ),
+    Mutant(
+        "a settling without a fence on MariaDB",
+        "mysql/lifecycle",
+        "for job_id, fence in found.items() if fence == fences[job_id]}",
+        "for job_id, fence in found.items()}",
+        "tests/test_mariadb.py",
+    ),
+    Mutant(
         "a task that ends its loop",
         "async_execution",
         "BaseException as error:\n            return error\n        return None\n\n    async def _await_handler(",
