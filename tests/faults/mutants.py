@@ -1,15 +1,17 @@
 """Prove the suite: change one thing at a time in a copy of the library, and see whether the smallest fitting test notices.
 
-    python tests/faults/mutants.py [--seeds 20] [--jobs 2] [name …]
+    python tests/faults/mutants.py [--seeds 20] [--jobs 2] [--record] [name …]
 
 For each mutant it prints in how many of the seeds it was caught. A test without a seed of its own runs once. It ends with 1
 if a mutant was caught in fewer than 19 of 20 seeds, or no longer applies to the code; and it checks first that the tests
-pass on the library as it is.
+pass on the library as it is. With ``--record`` what came of it goes into docs/mutant-runs.jsonl, from which report.py draws
+docs/mutants.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -18,9 +20,12 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
+RUNS = ROOT / "docs" / "mutant-runs.jsonl"
 STATEFUL = "tests/faults/test_stateful.py"
 ABUSE = "tests/faults/test_f09_handler_abuse.py::test_each_abuse_by_threads_ends_as_the_table_says"
 ABUSE_BY_TASKS = "tests/faults/test_f09_handler_abuse.py::test_each_abuse_by_tasks_ends_as_the_table_says"
@@ -233,8 +238,8 @@ MUTANTS = [
     Mutant(
         "no READ COMMITTED",
         "connections",
-        ', "isolation_level": "READ COMMITTED"}',
-        ', "isolation_level": "SERIALIZABLE"}',
+        'dialect.set_isolation_level(dbapi_connection, "READ COMMITTED")',
+        'dialect.set_isolation_level(dbapi_connection, "SERIALIZABLE")',
         ISOLATION,
     ),
     Mutant(
@@ -473,6 +478,22 @@ def judge(mutant: Mutant, seeds: int) -> tuple[Mutant, bool, str]:
     return mutant, failed >= ran * 19 / 20, f"{failed}/{ran}"
 
 
+def record(mutant: Mutant, how: str) -> None:
+    """Write down in how many runs a mutant was caught; of one that did not run there is nothing to say."""
+    if re.fullmatch(r"\d+/\d+", how) is None:
+        return
+    caught, runs = map(int, how.split("/"))
+    line: dict[str, Any] = {"mutant": mutant.name, "room": mutant.room, "test": mutant.test, "caught": caught, "runs": runs}
+    line |= {"at": datetime.now(UTC).isoformat(timespec="seconds"), "library": _git("rev-parse", "HEAD:sa_proletarian")[:12]}
+    line["commit"] = _git("describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*")
+    with RUNS.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+
 def has_seed(test: str) -> bool:
     """Say whether each failure is one seed's: the file has one test, which takes a seed, or one is named in tests/faults."""
     return test == STATEFUL or ("::" in test and "/faults/" in test)
@@ -483,6 +504,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="parts of the names of the mutants to try; all by default")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1, help="how many at once")
+    parser.add_argument("--record", action="store_true", help="write it down in docs/mutant-runs.jsonl")
     parser.add_argument("--no-baseline", action="store_true", help="do not run the tests on the library as it is")
     given = parser.parse_args()
     chosen = [one for one in MUTANTS if not given.names or any(name in one.name for name in given.names)]
@@ -497,6 +519,8 @@ def main() -> int:
         for judged in as_completed([pool.submit(judge, one, given.seeds) for one in chosen]):
             mutant, caught, how = judged.result()
             bad += not caught
+            if given.record:
+                record(mutant, how)
             print(f"{mutant.name:50} {'caught' if caught else 'MISSED'} {how:6} {mutant.test}", flush=True)
     print(f"{len(chosen) - bad} of {len(chosen)} mutants caught")
     return int(bad > 0)

@@ -1,9 +1,9 @@
-"""Add the records of runs to the total, and draw docs/fault-report.md from it.
+"""Add the records of runs to the total, and draw docs/fault-report.md from it; and docs/mutants.md.
 
     python tests/faults/report.py .faults
 
 The total is docs/fault-runs.jsonl, one line a run; a run that is there already is not added again. Without a folder the
-report is only drawn anew. What did not run is not in it.
+report is only drawn anew. What did not run is not in it. The mutants are in docs/mutant-runs.jsonl, as mutants.py wrote them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,14 @@ from typing import Any
 
 DOCS = Path(__file__).parents[2] / "docs"
 RUNS, REPORT = DOCS / "fault-runs.jsonl", DOCS / "fault-report.md"
+MUTANT_RUNS, MUTANTS = DOCS / "mutant-runs.jsonl", DOCS / "mutants.md"
+MUTANT_HEAD = """# Mutants
+
+What shows that the tests could fail: `tests/faults/mutants.py` changes one thing at a time in a copy of the library, and the test
+that is named must notice. Drawn by `tests/faults/report.py` from [mutant-runs.jsonl](mutant-runs.jsonl); of each mutant the last
+run with the most seeds. A test without a seed runs once. Only what ran is here, at the commit that is named.
+
+"""
 TITLES = {
     "F1": "`kill -9` of workers",
     "F2": "crashes of the server",
@@ -142,12 +150,35 @@ def failed(runs: list[dict[str, Any]]) -> str:
     )
 
 
+def draw_mutants(runs: list[dict[str, Any]]) -> str:
+    best: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        if run["mutant"] not in best or run["runs"] >= best[run["mutant"]]["runs"]:
+            best[run["mutant"]] = run
+    caught = sum(run["caught"] >= run["runs"] * 19 / 20 for run in best.values())
+    lines = [
+        MUTANT_HEAD,
+        f"**{caught} of {len(best)} mutants were caught**, {sum(run['runs'] >= 20 for run in best.values())} of them were tried with"
+        " 20 seeds.\n\n",
+        "| what is changed | in | noticed by | caught | on | commit |\n",
+        "|---|---|---|---:|---|---|\n",
+    ]
+    for name in sorted(best):
+        run = best[name]
+        test = run["test"].removeprefix("tests/").replace("::", " ").replace("test_", "", 1)
+        cells = [name, f"`{run['room']}`", f"`{test.split('/')[-1].split(' ')[0]}`", f"{run['caught']}/{run['runs']}"]
+        lines.append(f"| {' | '.join([*cells, run['at'][:10], run['commit']])} |\n")
+    return "".join(lines)
+
+
 def main() -> None:
     runs = known_runs()
     for folder in sys.argv[1:]:
         runs = add(runs, Path(folder))
     RUNS.write_text("".join(json.dumps(run) + "\n" for run in runs))
     REPORT.write_text(draw(runs))
+    if MUTANT_RUNS.exists():
+        MUTANTS.write_text(draw_mutants([json.loads(line) for line in MUTANT_RUNS.read_text().splitlines()]))
 
 
 if __name__ == "__main__":
