@@ -124,7 +124,7 @@ class AsyncExecution(Execution):
         if _is_over(run.hold, session) and (error is None or trouble(error) is not Trouble.CONFLICT):
             run.hold.abandon()
             return self._end(run, error)
-        if isinstance(error, GeneratorExit):  # the loop is closed: nothing can be waited for
+        if isinstance(error, GeneratorExit) and not _can_wait(run):  # the handler's own, or the end of the loop
             raise error
         return await _undisturbed(context, self._close_and_end, run, session, error)
 
@@ -197,6 +197,14 @@ class AsyncExecution(Execution):
                 raise
         if failure is not None:  # a context manager that swallows errors must not turn a failure into a success
             raise failure
+
+
+def _can_wait(run: Run) -> bool:
+    """Whether the task of ``run`` is at work; it may also be ended from outside, with its loop closed."""
+    try:
+        return asyncio.current_task() is run.runner
+    except RuntimeError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)

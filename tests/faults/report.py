@@ -3,7 +3,7 @@
     python tests/faults/report.py .faults
 
 The total is docs/fault-runs.jsonl, one line a run; a run that is there already is not added again. Without a folder the
-report is only drawn anew. What did not run is not in it. The mutants are in docs/mutant-runs.jsonl, as mutants.py wrote them.
+report is only drawn anew. What did not run is not in it. The mutants are in docs/mutant-runs.jsonl, where mutants.py writes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ RUNS, REPORT = DOCS / "fault-runs.jsonl", DOCS / "fault-report.md"
 MUTANT_RUNS, MUTANTS = DOCS / "mutant-runs.jsonl", DOCS / "mutants.md"
 MUTANT_HEAD = """# Mutants
 
-What shows that the tests could fail: `tests/faults/mutants.py` changes one thing at a time in a copy of the library, and the test
-that is named must notice. Drawn by `tests/faults/report.py` from [mutant-runs.jsonl](mutant-runs.jsonl); of each mutant the last
-run with the most seeds. A test without a seed runs once. Only what ran is here, at the commit that is named.
+What shows that the tests could fail: `tests/faults/mutants.py` changes one thing at a time in a copy of the library, and the
+test that is named must notice. Drawn by `tests/faults/report.py` from [mutant-runs.jsonl](mutant-runs.jsonl): of each mutant
+the last run with the most seeds. A test without a seed runs once. Only what ran is here, at the commit that is named.
 
 """
 TITLES = {
@@ -156,10 +156,10 @@ def draw_mutants(runs: list[dict[str, Any]]) -> str:
         if run["mutant"] not in best or run["runs"] >= best[run["mutant"]]["runs"]:
             best[run["mutant"]] = run
     caught = sum(run["caught"] >= run["runs"] * 19 / 20 for run in best.values())
+    twenty = sum(run["runs"] >= 20 for run in best.values())
     lines = [
         MUTANT_HEAD,
-        f"**{caught} of {len(best)} mutants were caught**, {sum(run['runs'] >= 20 for run in best.values())} of them were tried with"
-        " 20 seeds.\n\n",
+        f"**{caught} of {len(best)} mutants were caught**; {twenty} of them were tried with 20 seeds.\n\n",
         "| what is changed | in | noticed by | caught | on | commit |\n",
         "|---|---|---|---:|---|---|\n",
     ]

@@ -89,7 +89,7 @@ def test_claims_do_not_step_over_the_dead_rows_that_a_held_claim_keeps(trial, jo
         churn.transactions.place = Place()
         blocks_of_a_sweep = churn.blocks_of_a_claim()
     trial.record.counts |= {
-        "jobs": amount + 2_000,
+        "churned": amount + 2_000,
         **{f"claim_ms_{when}": round(statistics.median(took), 2) for when, took in (("before", before), ("after", after))},
         **{f"slowest_claim_ms_{when}": round(max(took), 2) for when, took in (("before", before), ("after", after))},
         "blocks_before": blocks_before,

@@ -30,3 +30,16 @@ def test_a_run_is_counted_once(tmp_path):
 
 def test_the_report_in_the_docs_is_what_the_records_say():
     assert report.REPORT.read_text() == report.draw(report.known_runs())
+
+
+def test_of_each_mutant_the_last_run_with_the_most_seeds_is_shown():
+    usual = {
+        "mutant": "no fence",
+        "room": "statements",
+        "test": "tests/faults/test_stateful.py",
+        "at": "2026",
+        "commit": "c",
+    }
+    page = report.draw_mutants([{**usual, "caught": 19, "runs": 20}, {**usual, "caught": 0, "runs": 1}])
+    assert "**1 of 1 mutants were caught**; 1 of them" in page
+    assert "| no fence | `statements` | `stateful.py` | 19/20 | 2026 | c |" in page

@@ -82,18 +82,16 @@ class Interleavings(RuleBasedStateMachine):
         for _ in range(count):
             self.model[self.jobs.enqueue(self.witness, "job").job_id] = Model()
 
-    @rule(number=WORKERS, limit=st.integers(1, 4))
-    def claim(self, number, limit):
+    @rule(number=WORKERS, limit=st.integers(1, 4), by_script=st.booleans())
+    def claim(self, number, limit, by_script):
         worker = self.workers[number]
         if worker.held is not None:
             return
         locked = {other.held.job_id for other in self.workers if other.held is not None}
         claimable = {job_id for job_id, job in self.model.items() if job.claimable and job_id not in locked}
-        with worker.connection.begin():
-            candidates = self.verbs.candidates(
-                worker.connection, queue="default", known=["job"], limit=limit, lease=LEASES[number]
-            )
-            claims = self.verbs.take(worker.connection, candidates, worker_id=str(number))
+        claims = self._claim_by_script(worker, number, limit) if by_script else None
+        if claims is None:
+            claims = self._claim_by_candidates(worker, number, limit)
         claimed = {claim.job_id for claim in claims}
         assert claimed <= claimable
         assert len(claimed) == min(limit, len(claimable))
@@ -104,6 +102,22 @@ class Interleavings(RuleBasedStateMachine):
             job.claim, job.lease = claim, number + 1
             assert (claim.attempts, claim.crashes) == (job.attempts, job.crashes)
         worker.claims += claims
+
+    def _claim_by_candidates(self, worker, number, limit):
+        lease = LEASES[number]
+        with worker.connection.begin():
+            candidates = self.verbs.candidates(worker.connection, queue="default", known=["job"], limit=limit, lease=lease)
+            return self.verbs.take(worker.connection, candidates, worker_id=str(number))
+
+    def _claim_by_script(self, worker, number, limit):
+        """Claim in one round trip; ``None``, and nothing is claimed, where a suspect is among what is due."""
+        about = {"queue": "default", "known": ["job"], "limit": limit, "lease": LEASES[number], "worker_id": str(number)}
+        assert self.verbs.claims_by_script(worker.connection)
+        with worker.connection.begin():
+            claims = self.verbs.claim_by_script(worker.connection, settings={}, **about)
+        suspects = [job for job in self.model.values() if job.claimable and (job.crashes or job.claim is not None)]
+        assert claims is not None or suspects
+        return claims
 
     @precondition(lambda self: any(worker.claims for worker in self.workers))
     @rule(number=WORKERS, which=ANY)
@@ -203,7 +217,7 @@ class Interleavings(RuleBasedStateMachine):
     def lose_a_claim(self, number, which):
         """Let a lease run out and a worker claim what there is: who had it before may still come to settle it."""
         self.let_a_lease_run_out(which)
-        self.claim(number, 4)
+        self.claim(number, 4, False)
 
     @precondition(lambda self: any(not job.due for job in self.model.values()))
     @rule(which=ANY)
