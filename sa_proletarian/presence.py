@@ -29,8 +29,9 @@ LIMITS = {"synchronous_commit": "off", "lock_timeout": "100ms", "statement_timeo
 class Presence:
     """Keeps the row of one worker fresh, on a connection that the caller brings.
 
-    The row is written when the worker begins, after each third of its lease, and when it becomes idle or busy, but for
-    that at most once a second. A job model without a worker table has no such row, and nothing is said of it.
+    The row is written when the worker begins, after each third of its lease, when a beacon begins to burn for it (until
+    others know of that, its jobs wait for their leases if it dies), and when it becomes idle or busy, but for that at most
+    once a second. A job model without a worker table has no such row, and nothing is said of it.
     """
 
     def __init__(self, transactions: Transactions, emit: events.Emitter, *, threads: int) -> None:
@@ -45,6 +46,7 @@ class Presence:
         self._tied = False
         self._next_write = 0.0
         self._next_change = 0.0
+        self._next_tie = 0.0
         self._next_upkeep = 0.0
         self._told: set[str | None] = set()
 
@@ -59,7 +61,8 @@ class Presence:
             return
         now = clock.monotonic()
         changed = idle != self._idle or tied != self._tied
-        if now >= self._next_write or (changed and now >= self._next_change):
+        least = self._next_tie if tied and not self._tied else self._next_change
+        if now >= self._next_write or (changed and now >= least):
             self._register(self._roster, connection, idle=idle, tied=tied, now=now)
         if now >= self._next_upkeep and self._started_at is not None:
             pause = self.attempt(connection, self._roster.strike_off_the_dead)
@@ -88,6 +91,7 @@ class Presence:
         pause = self.attempt(connection, register)
         self._next_write = now + (pause or self._lease / 3)
         self._next_change = now + (pause or LEAST_INTERVAL)
+        self._next_tie = now + (pause or 0.0)
 
     def attempt(self, connection: Connection, write: Callable[[Connection], None]) -> float | None:
         """Read or write the table in a transaction; give after how many seconds to try again, ``None`` where it succeeded.

@@ -199,6 +199,12 @@ def test_going_back_and_forth_between_idle_and_busy_is_written_about_once_a_seco
     assert len(changes.so_far()) <= 3 + (time.monotonic() - since)
 
 
+def test_that_a_beacon_burns_for_a_worker_is_written_at_once(start_worker, jobs, changes, rows, monkeypatch):
+    monkeypatch.setattr(presence, "LEAST_INTERVAL", 3600.0)
+    start_worker(jobs, lease=timedelta(hours=1))
+    changes.wait_until(lambda: rows("SELECT 1 FROM proletarian_worker WHERE detail ->> 'tied' = 'true'"))
+
+
 def test_workers_have_a_row_each_and_remove_only_their_own(start_worker, jobs, changes, rows):
     first = start_worker(jobs, worker_id="a")
     start_worker(jobs, worker_id="b")

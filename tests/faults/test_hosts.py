@@ -233,6 +233,8 @@ def test_the_jobs_of_a_host_that_vanishes_run_elsewhere_in_time_and_take_effect_
     lost = start(WORKER, wire.render_as_string(hide_password=False), "lost", on=network.worker)
     reads(lost, "started")
     reads(lost, "inside", 3)
+    while not rows("SELECT 1 FROM proletarian_worker WHERE worker_id = 'lost' AND detail ->> 'tied' = 'true'"):
+        pass  # its first moment, in which others do not know yet by what they would see that it is gone
 
     def instead(session, job):
         what = f"here {job.job_id} {job.attempts} {job.crashes}"
