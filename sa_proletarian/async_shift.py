@@ -30,6 +30,9 @@ from .runs import Report, Run, Settled
 from .shift import JOIN
 from .thread_lane import ThreadLane
 
+PARTING = 0.2
+"""So many seconds has a task that is left behind to hear that its wire is cut."""
+
 
 class AsyncShift:
     """One run of an async worker; made on the loop on which handlers run."""
@@ -134,7 +137,7 @@ class AsyncShift:
         if hangs:
             unfinished = [run.claim.job_id for run in self._feeder.outstanding]
         # no job is left; what a task or thread may still be at is an on_failed call
-        ended = await self._tasks.finish(0.0 if unfinished else min(self._stop.left, threading.TIMEOUT_MAX))
+        ended = await self._tasks.finish(PARTING if unfinished else min(self._stop.left, threading.TIMEOUT_MAX))
         ended = await asyncio.to_thread(self._threads.finish, 0.0 if unfinished else self._stop.left) and ended
         if self._retention is not None:
             await asyncio.to_thread(self._retention.wait, min(LAST_CALLS, self._stop.left))
@@ -148,7 +151,8 @@ class AsyncShift:
 
     def _cut_wires(self) -> None:
         """Let nobody wait for a stalled server when the time of the stop is over."""
-        for engine in (self._execution.transactions.engine, *self._engines):
+        # the feeder's last: when it ends, what still runs is cancelled, and psycopg would ask the stalled server for that
+        for engine in (*self._engines, self._execution.transactions.engine):
             wires.cut(engine)
 
     def _dispose(self) -> None:

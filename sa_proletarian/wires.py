@@ -44,6 +44,6 @@ def fileno(driver_connection: Any) -> int:
     """Give the file descriptor of a driver's socket; raises where it does not give it away."""
     if hasattr(driver_connection, "fileno"):
         return int(driver_connection.fileno())
-    if hasattr(driver_connection, "_sock"):  # PyMySQL's
+    if getattr(driver_connection, "_sock", None) is not None:  # PyMySQL's
         return int(driver_connection._sock.fileno())
-    return int(driver_connection._transport.get_extra_info("socket").fileno())  # asyncpg's
+    return int(driver_connection._transport.get_extra_info("socket").fileno())  # asyncpg's and asyncmy's

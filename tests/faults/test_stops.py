@@ -34,7 +34,8 @@ WORKER = """
 
     form, url = sys.argv[1:3]
     jobs = Proletarian()
-    write, wait = text("INSERT INTO effect VALUES ('never')"), text("SELECT pg_sleep(3600)")
+    write = text("INSERT INTO effect VALUES ('never')")
+    wait = text("SELECT SLEEP(3600)" if url.startswith("mariadb") else "SELECT pg_sleep(3600)")
 
     if form == "threads":
         @jobs.handler("in-SQL")
@@ -55,7 +56,7 @@ WORKER = """
         time.sleep(3600)
 
     options = {"termination_timeout": timedelta(seconds=1), "polling_interval": timedelta(milliseconds=20)}
-    engine = (create_engine if "asyncpg" not in url and form != "tasks" else create_async_engine)(url)
+    engine = (create_engine if "+async" not in url and form != "tasks" else create_async_engine)(url)
 
     def run_threads():
         return Worker(jobs, engine, threads=3, **options).run()
@@ -91,8 +92,8 @@ def proxy(server, seed):
     engine.dispose()
 
 
-def begin(proxy, jobs, command, *types):
-    with Session(proxy.engine) as session, session.begin():
+def begin(engine, jobs, command, *types):
+    with Session(engine) as session, session.begin():
         for job_type in types:
             jobs.enqueue(session, job_type)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -126,7 +127,7 @@ def seconds_of_stop(process):
 )
 def test_a_worker_ends_in_time_and_its_jobs_run_again(proxy, jobs, recorder, form, driver, stalled):
     url = proxy.url.set(drivername=f"postgresql+{driver}").render_as_string(hide_password=False)
-    process = begin(proxy, jobs, [sys.executable, "-c", textwrap.dedent(WORKER), form, url], "in-SQL", "elsewhere")
+    process = begin(proxy.engine, jobs, [sys.executable, "-c", textwrap.dedent(WORKER), form, url], "in-SQL", "elsewhere")
     if stalled:
         proxy.freeze()
     assert seconds_of_stop(process) < DEADLINE + 2 + SLACK
@@ -135,6 +136,24 @@ def test_a_worker_ends_in_time_and_its_jobs_run_again(proxy, jobs, recorder, for
         left = [(row.attempts, row.claim_id) for row in connection.execute(text("SELECT * FROM proletarian_job"))]
         assert connection.scalar(text("SELECT count(*) FROM effect")) == 0
     assert stalled or left == [(0, None)] * 2, "what is not over is due at once, and no attempt"
+
+
+@pytest.mark.parametrize(("form", "driver"), [("threads", "pymysql"), ("tasks", "asyncmy")])
+def test_a_worker_on_mariadb_ends_in_time_though_its_server_is_stopped(own_mariadb, jobs, form, driver):
+    engine = create_engine(own_mariadb.url())
+    with engine.begin() as connection:
+        connection.execute(text("CREATE DATABASE app"))
+    engine.dispose()
+    engine = create_engine(own_mariadb.url("app"))
+    metadata.create_all(engine)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE effect (what text)"))
+    url = own_mariadb.url("app", f"mariadb+{driver}").render_as_string(hide_password=False)
+    process = begin(engine, jobs, [sys.executable, "-c", textwrap.dedent(WORKER), form, url], "in-SQL", "elsewhere")
+    engine.dispose()
+    own_mariadb.pause()
+    assert seconds_of_stop(process) < DEADLINE + 2 + SLACK
+    assert process.returncode == 1
 
 
 APP = """
@@ -155,7 +174,7 @@ def test_a_supervisor_ends_in_time_with_its_processes(proxy, jobs, tmp_path, mon
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     url = proxy.url.render_as_string(hide_password=False)
     worker = ["worker", "app:jobs", "--url", url, "--processes", "2", "--termination-timeout", f"{DEADLINE:g}"]
-    process = begin(proxy, jobs, [sys.executable, "-m", "sa_proletarian.cli", *worker], "elsewhere", "elsewhere")
+    process = begin(proxy.engine, jobs, [sys.executable, "-m", "sa_proletarian.cli", *worker], "elsewhere", "elsewhere")
     proxy.freeze()
     assert seconds_of_stop(process) < DEADLINE + 2 + SLACK
     assert process.returncode == 1

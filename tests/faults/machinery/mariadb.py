@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -88,6 +89,10 @@ class MariaDB:
         self._listener.join()
         assert self._process.stderr is not None
         self._process.stderr.close()
+
+    def pause(self) -> None:
+        """Let it answer nothing any more; only :meth:`kill` and :meth:`close` still work."""
+        self._process.send_signal(signal.SIGSTOP)
 
     def close(self) -> None:
         """End it, and leave nothing behind."""
