@@ -205,6 +205,16 @@ def test_the_handlers_session_is_read_committed_whatever_the_database_says(run, 
     assert seen == ["read committed"]
 
 
+def test_so_it_is_on_a_driver_that_takes_no_scripts(jobs, tables, enqueue, rows, database_url):
+    rows(f"ALTER DATABASE {database_url.database} SET default_transaction_isolation = 'serializable'")
+    engine, seen = create_engine(database_url.set(drivername="postgresql+psycopg2")), []
+    jobs.handler("work")(lambda session, job: seen.append(session.scalar(text("SHOW transaction_isolation"))))
+    enqueue("work")
+    assert jobs.process_next(engine) is Outcome.RETURNED
+    assert seen == ["read committed"]
+    engine.dispose()
+
+
 def test_handlers_sessions_are_of_the_apps_class_with_its_options(run, tables):
     class AppSession(Session):
         pass

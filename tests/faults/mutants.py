@@ -240,7 +240,7 @@ MUTANTS = [
         "connections",
         'dialect.set_isolation_level(dbapi_connection, "READ COMMITTED")',
         'dialect.set_isolation_level(dbapi_connection, "SERIALIZABLE")',
-        ISOLATION,
+        "tests/test_execution.py::test_so_it_is_on_a_driver_that_takes_no_scripts",
     ),
     Mutant(
         "scripts that begin at the database's own level",
@@ -409,7 +409,7 @@ MUTANTS = [
         "polling",
         "return None if now >= self._next_sweep else self._reached",
         "return self._reached",
-        "tests/test_polling.py",
+        "tests/test_place.py::test_a_look_begins_where_the_last_one_ended_until_the_next_sweep_is_due",
     ),
     Mutant(
         "every claim begins at the beginning of the line",
