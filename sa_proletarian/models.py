@@ -28,7 +28,19 @@ from . import clock, serializers
 from .arguments import finite
 from .job_ids import JobIdStrategy, uuid7
 from .serializers import Binding, JSONSerializer, Serializer
-from .tables import COMMENT, DOCUMENT, EARLIEST, LATEST, OPTIONS, STORAGE, TIMESTAMP, add_checks, add_index, worker_table
+from .tables import (
+    COMMENT,
+    DOCUMENT,
+    EARLIEST,
+    LATEST,
+    OPTIONS,
+    TIMESTAMP,
+    add_checks,
+    add_index,
+    make_room,
+    room,
+    worker_table,
+)
 from .tables import NAME_LIMIT as NAME_LIMIT
 from .tables import SCHEMA_VERSION as SCHEMA_VERSION
 
@@ -60,7 +72,6 @@ class _QueueTable:
 
     if TYPE_CHECKING:
         __tablename__: Any
-    _storage: ClassVar[dict[str, Any]] = {}
 
     job_id: Mapped[UUID] = mapped_column(Uuid(), primary_key=True, sort_order=-100)
     queue: Mapped[str] = mapped_column(String(NAME_LIMIT), nullable=False, sort_order=-99)
@@ -81,11 +92,15 @@ class _QueueTable:
         if is_dataclass(cls):  # made one by a decorator, or by a base that comes before the mixin
             raise _two_constructors(cls)
         make: Callable[..., Table | None] = getattr(super(), "__table_cls__", Table)
-        options = {"comment": COMMENT, **OPTIONS, **cls._storage, **options}
+        options = {"comment": COMMENT, **OPTIONS, **cls._storage(), **options}
         table = make(*args[:2], *sorted(args[2:], key=_place), **options)
         if table is not None and "queue" in table.c:  # else it is a subclass's, joined to the table that has it
             cls._complete(table)
         return table
+
+    @classmethod
+    def _storage(cls) -> dict[str, Any]:
+        return {}
 
     @classmethod
     def _complete(cls, table: Table) -> None:
@@ -115,7 +130,6 @@ class JobMixin(_QueueTable):
 
     __tablename__ = "proletarian_job"
     __worker_table__: ClassVar[Table]
-    _storage = STORAGE
 
     serializer: ClassVar[Serializer] = JSONSerializer()
     job_id_strategy: ClassVar[JobIdStrategy] = staticmethod(uuid7)
@@ -202,8 +216,14 @@ class JobMixin(_QueueTable):
     _running: ClassVar[RunningJob | None] = None
 
     @classmethod
+    def _storage(cls) -> dict[str, Any]:
+        return room()
+
+    @classmethod
     def _complete(cls, table: Table) -> None:
         is_new = add_index(table, "due", "queue", "process_at", "job_id")
+        if is_new:
+            make_room(table)
         add_checks(table, counts=("attempts", "crashes"), instants=("enqueued_at", "process_at", "claimed_until"))
         cls.__worker_table__ = worker_table(table, keep_existing=not is_new)
 

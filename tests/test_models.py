@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+import sqlalchemy
 from sqlalchemy import (
     BLANK_SCHEMA,
     BigInteger,
@@ -775,7 +776,15 @@ def test_sqlmodels_session_and_metadata_take_jobs(engine):
     assert seen == [1]
 
 
-def test_the_job_table_keeps_room_for_claims_and_an_app_may_say_how_much(rows, tables, engine):
+def test_the_job_table_keeps_room_for_claims(rows, tables):
+    assert dict(rows("SELECT relname, reloptions FROM pg_class WHERE relname LIKE '%_job' AND relkind = 'r'")) == {
+        "proletarian_job": ["fillfactor=40"],
+        "proletarian_archived_job": None,
+    }
+
+
+@pytest.mark.skipif(sqlalchemy.__version__.startswith("2.0."), reason="SQLAlchemy 2.0 knows no storage parameters of tables")
+def test_an_app_may_say_itself_how_full_the_pages_of_its_job_table_are(rows, engine):
     class Base(DeclarativeBase):
         pass
 
@@ -784,9 +793,4 @@ def test_the_job_table_keeps_room_for_claims_and_an_app_may_say_how_much(rows, t
         __table_args__ = {"postgresql_with": {"fillfactor": 90}}  # noqa: RUF012
 
     Base.metadata.create_all(engine)
-    options = dict(rows("SELECT relname, reloptions FROM pg_class WHERE relname LIKE '%_job' AND relkind = 'r'"))
-    assert options == {
-        "proletarian_job": ["fillfactor=40"],
-        "proletarian_archived_job": None,
-        "full_job": ["fillfactor=90"],
-    }
+    assert rows("SELECT reloptions FROM pg_class WHERE relname = 'full_job'") == [(["fillfactor=90"],)]

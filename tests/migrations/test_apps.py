@@ -92,6 +92,7 @@ def test_autogenerate_in_an_app_needs_no_edit(
     in_app: Alembic,
     dump: Callable[[], str],
     created: Callable[[MetaData], str],
+    by_alembic_alone: Callable[[str], str],
 ) -> None:
     metadata = app(tmp_path, database_url, base)
     with engine.begin() as connection:
@@ -101,7 +102,7 @@ def test_autogenerate_in_an_app_needs_no_edit(
     said = in_app("revision --autogenerate -m jobs", "upgrade head", "check")
 
     assert "No new upgrade operations detected" in said
-    assert dump() == expected
+    assert dump() == by_alembic_alone(expected)
     [revision] = (tmp_path / "alembic/versions").glob("*.py")
     assert not re.search(r"import sa_proletarian|\bsa_proletarian\.", revision.read_text())
     in_app("downgrade base")

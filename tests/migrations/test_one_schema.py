@@ -99,12 +99,14 @@ def lines(code: str) -> set[str]:
     return {line.split(", job_columns")[0].rstrip(")") for line in code.splitlines()}
 
 
-def test_autogenerate_gives_what_create_all_gives_with_the_plugin_and_without(case, migrations, created, dump):
+def test_autogenerate_gives_what_create_all_gives_with_the_plugin_and_without(
+    case, migrations, created, dump, by_alembic_alone
+):
     empty, expected = dump(), created(case.metadata)
     for plugins in (None, ["alembic.autogenerate.*", "sa_proletarian.migrations"]):
         revision = migrations.autogenerate(case.metadata, plugins=plugins)
         migrations.run(revision.upgrade, case.metadata)
-        assert dump() == expected
+        assert dump() == (by_alembic_alone(expected) if plugins is None else expected)
         assert migrations.autogenerate(case.metadata, plugins=plugins, include_schemas=True).differences == []
         migrations.run(revision.downgrade, case.metadata)
         assert dump() == empty
