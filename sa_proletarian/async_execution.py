@@ -15,10 +15,11 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass
 from typing import Any, cast
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import MissingGreenlet
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, sessionmaker
-from sqlalchemy.util.concurrency import await_only, greenlet_spawn
+from sqlalchemy.util.concurrency import await_only, greenlet_spawn, in_greenlet
 
 from .aside import do_aside
 from .conclusion import Conclusion
@@ -61,6 +62,11 @@ class AsyncHold(Hold):
 
     def _make_lock(self) -> AbstractContextManager[bool]:
         return LoopLock()
+
+    def connection(self) -> Connection:
+        if not in_greenlet():  # the driver would say so only when half of a connection is made
+            raise MissingGreenlet("the session was used outside of its AsyncSession's methods: await session.run_sync(…)")
+        return super().connection()
 
     @property
     def untouched(self) -> bool:

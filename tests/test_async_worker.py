@@ -217,6 +217,24 @@ def test_a_session_is_made_when_it_is_asked_for_something(psycopg_url, jobs, enq
     assert effects(rows) == ["written"]
 
 
+def test_a_handler_that_uses_its_session_as_a_plain_one_has_failed(psycopg_url, jobs, enqueue, recorder, seen, rows):
+    """It has no connection, but for no fault of the database: to run it again and again would change nothing."""
+
+    @jobs.handler("plain", retry=None)
+    async def plain(session, job):
+        session.sync_session.execute(text("SELECT 1"))
+
+    enqueue("plain")
+
+    async def main():
+        async with working(jobs, psycopg_url, recorder):
+            await seen("not_retrying")
+
+    asyncio.run(main())
+    assert rows("SELECT status, attempts, error LIKE '%run_sync%' FROM proletarian_archived_job") == [("failure", 1, True)]
+    assert recorder.named("connection_unavailable") == []
+
+
 def test_who_cancels_a_handlers_task_too_late_does_not_cancel_what_follows(psycopg_url, jobs, enqueue, recorder, seen, rows):
     tasks = []
 
