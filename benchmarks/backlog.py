@@ -12,19 +12,19 @@ import argparse
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
 
 from measuring import Series, fresh_engine, server, table
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Connection, Engine, text
 from workers.quiet import quiet_jobs
 
 from sa_proletarian import ArchivedJob, Job, Worker
 from sa_proletarian.embedded import EmbeddedPostgres
-from sa_proletarian.lifecycle import Lifecycle
-from sa_proletarian.outcomes import RETURNED
+from sa_proletarian.lifecycle import Claim, Lifecycle
+from sa_proletarian.transactions import CLAIM_SETTINGS, FINISH_SETTINGS
 
 FILL = text("""
     INSERT INTO proletarian_job (job_id, queue, job_type, payload, attempts, enqueued_at, process_at, crashes)
@@ -76,21 +76,32 @@ def _engines(postgres: EmbeddedPostgres, backlogs: dict[str, Any]) -> Iterator[d
         yield engines
 
 
+def claim(lifecycle: Lifecycle, connection: Connection, job_type: str, limit: int) -> list[Claim]:
+    """Claim as a worker does."""
+    with connection.begin():
+        claims = lifecycle.claim_by_script(
+            connection,
+            queue="default",
+            known=[job_type],
+            limit=limit,
+            lease=timedelta(seconds=30),
+            worker_id="benchmark",
+            settings=CLAIM_SETTINGS,
+        )
+    assert claims is not None, "a suspect is due"
+    return claims
+
+
 def _claims(engine: Engine, count: int) -> list[float]:
     """Claim and settle; the seconds that each claim took, with its commit."""
     lifecycle, spent = Lifecycle(Job, ArchivedJob), []
     with engine.connect() as connection:
         for _ in range(count):
             begun = time.perf_counter()
-            with connection.begin():
-                found = lifecycle.candidates(
-                    connection, queue="default", known=["work"], limit=AT_ONCE, lease=timedelta(seconds=30)
-                )
-                lifecycle.set_local(connection, synchronous_commit="off")
-                claimed = lifecycle.take(connection, found, worker_id="benchmark")
+            claimed = claim(lifecycle, connection, "work", AT_ONCE)
             spent.append(time.perf_counter() - begun)
             with connection.begin():
-                lifecycle.settle(connection, [(claim, RETURNED) for claim in claimed])
+                lifecycle.finish_all_by_script(connection, claimed, settings=FINISH_SETTINGS)
     return spent
 
 
@@ -137,24 +148,22 @@ def _await(done: threading.Semaphore, count: int) -> None:
 
 @contextmanager
 def timed_claims() -> Iterator[list[float]]:
-    """The seconds of every claim statement of this process that found something."""
+    """The seconds of every claim of this process that found something."""
     spent: list[float] = []
+    claim_by_script = Lifecycle.claim_by_script
 
-    def before(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
-        context.benchmark_begun = time.perf_counter()
+    def timed(*args: Any, **kwargs: Any) -> list[Claim] | None:
+        begun = time.perf_counter()
+        claims = claim_by_script(*args, **kwargs)
+        if claims:
+            spent.append(time.perf_counter() - begun)
+        return claims
 
-    def after(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
-        if "SKIP LOCKED" in statement and "LIMIT" in statement and cursor.rowcount > 0:
-            spent.append(time.perf_counter() - context.benchmark_begun)
-
-    listeners: list[tuple[str, Callable[..., None]]] = [("before_cursor_execute", before), ("after_cursor_execute", after)]
-    for name, listener in listeners:
-        event.listen(Engine, name, listener)
+    Lifecycle.claim_by_script = timed  # type: ignore[method-assign]
     try:
         yield spent
     finally:
-        for name, listener in listeners:
-            event.remove(Engine, name, listener)
+        Lifecycle.claim_by_script = claim_by_script  # type: ignore[method-assign]
 
 
 def main() -> None:

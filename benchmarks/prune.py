@@ -18,12 +18,13 @@ from collections.abc import Callable
 from datetime import timedelta
 from itertools import chain
 
+from backlog import claim
 from measuring import Series, aligned, figure, fresh_engine, machine, percentile, server
 from sqlalchemy import Engine, text
 
 from sa_proletarian import ArchivedJob, Job, Proletarian
 from sa_proletarian.lifecycle import Lifecycle
-from sa_proletarian.outcomes import rule
+from sa_proletarian.transactions import FINISH_SETTINGS
 
 DAYS = 28
 FILL = text(f"""
@@ -79,15 +80,10 @@ class Claims:
                 time.sleep(max(0.0, due - time.perf_counter()))
                 due = max(due, time.perf_counter() - self._pause)
                 begun = time.perf_counter()
-                with connection.begin():
-                    candidates = self._lifecycle.candidates(
-                        connection, queue="default", known=["welcome"], limit=10, lease=timedelta(seconds=30)
-                    )
-                    self._lifecycle.set_local(connection, synchronous_commit="off")
-                    claims = self._lifecycle.take(connection, candidates, worker_id="benchmark")
+                claims = claim(self._lifecycle, connection, "welcome", 10)
                 spent.append(time.perf_counter() - begun)
                 with connection.begin():
-                    self._lifecycle.settle(connection, [(claim, rule(None, None, None)) for claim in claims])
+                    self._lifecycle.finish_all_by_script(connection, claims, settings=FINISH_SETTINGS)
                 if len(claims) < 10:
                     with connection.begin():
                         self._jobs.enqueue_many(connection, [("welcome", {"user_id": n}) for n in range(DUE)])
