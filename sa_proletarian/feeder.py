@@ -140,6 +140,7 @@ class Feeder:
             self._progress.show(connection, self._outstanding)
             self._presence.show(connection, idle=self._is_idle(), tied=self._ears.hear and self._vigil.lit)
             if self._vigil.look(connection):
+                self._transactions.place.forget()
                 self._rest.ring()
             self._pause()
 
@@ -211,7 +212,8 @@ class Feeder:
         if claimed.runs or claimed.condemned:
             self._rest.found_work(connection)
         else:
-            self._rest.found_nothing(connection, now, hears=self._ears.hear)
+            until = self._transactions.place.unseen_until
+            self._rest.found_nothing(connection, now, hears=self._ears.hear, until=until)
             self._unknown_types.look(connection, now)
         if claimed.condemned:
             self._settle(connection)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Generic, Protocol, TypeVar
 
 BATCH_SPAN = 0.25
@@ -22,7 +22,9 @@ LONGEST_WAIT = 1.0
 SHORTEST_WAIT = 0.01
 """So many seconds after the last job a worker looks for the next one; then it waits longer from poll to poll."""
 SWEEP_SPAN = 1.0
-"""So many seconds may a worker with much to do look only at what follows what it has claimed before."""
+"""So many seconds may a worker look only at what follows what it has claimed before."""
+LATE = timedelta(seconds=0.5)
+"""So much later than the jobs of another may those of a transaction be committed, and still be found at the next look."""
 
 FIRST_BACK_OFF = 0.1
 LONGEST_BACK_OFF = 2.0
@@ -130,34 +132,53 @@ class Place:
 
     There lie the dead rows of jobs that are done, which nothing can remove while an old snapshot is open somewhere; but also
     jobs that were committed late, rescheduled to an earlier time, or given up by their worker. So a claim looks at the whole
-    line at least once in ``SWEEP_SPAN`` seconds, and whenever it would else bring less than it wants.
+    line at least once in ``SWEEP_SPAN`` seconds; and while a worker keeps up with what comes, it looks back by ``LATE``,
+    for transactions that are open side by side are not committed in the order of their jobs.
     """
 
     _reached: datetime | None = None
     _next_sweep: float = float("-inf")
+    _swept: bool = True
 
     def begin(self, now: float) -> datetime | None:
         """Give where to begin; ``None`` for the beginning of the line."""
         return None if now >= self._next_sweep else self._reached
+
+    @property
+    def unseen_until(self) -> float:
+        """When the next look is due, if the last one was not at the whole line; else infinitely late."""
+        return float("inf") if self._swept else self._next_sweep
+
+    def forget(self) -> None:
+        """Let the next look be at the whole line: something has come free in it."""
+        self._next_sweep = float("-inf")
 
     def came(
         self, candidates: Sequence[_HasPlace], chosen: Collection[_HasPlace], *, swept: bool, short: bool, now: float
     ) -> None:
         """Note what a look brought, in the order of the line, and what of it was claimed.
 
-        :param short: it brought less than was wanted: the line is short, and the next look may as well be at all of it.
+        :param swept: all of the line was looked at.
+        :param short: it brought less than was wanted: there was no more.
         """
         left = next((candidate for candidate in candidates if candidate not in chosen), None)
-        self.came_to(None if short else (left or candidates[-1]).process_at, swept=swept, now=now)
+        last = candidates[-1].process_at if candidates else None
+        self.came_to(last if left is None else left.process_at, swept=swept, short=short and left is None, now=now)
 
-    def came_to(self, place: datetime | None, *, swept: bool, now: float) -> None:
-        """Note that the next look may begin at ``place``; ``None`` for the beginning of the line.
-
-        :param swept: all of the line was looked at.
-        """
+    def came_to(self, last: datetime | None, *, swept: bool, short: bool, now: float) -> None:
+        """Note that all before ``last`` was claimed; ``None`` if there was nothing."""
+        self._swept = swept
         if swept:
             self._next_sweep = now + SWEEP_SPAN
-        self._reached = place
+        if last is not None:
+            self._reached = _before(last) if short else last
+
+
+def _before(moment: datetime) -> datetime | None:
+    try:
+        return moment - LATE
+    except OverflowError:  # the beginning of time
+        return None
 
 
 def back_off(failures: int, chance: Callable[[], float] = random.random) -> float:

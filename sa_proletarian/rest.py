@@ -54,8 +54,11 @@ class Rest:
         self._empty_polls, self._next_poll = 0, 0.0
         self.show_nothing(connection)
 
-    def found_nothing(self, connection: Connection, now: float, *, hears: bool) -> None:
-        """Take note that a poll found nothing, and show that the worker is idle if it ``hears`` who rings."""
+    def found_nothing(self, connection: Connection, now: float, *, hears: bool, until: float = float("inf")) -> None:
+        """Take note that a poll found nothing, and show that the worker is idle if it ``hears`` who rings.
+
+        :param until: when to poll again at the latest, as not everything was looked at.
+        """
         if hears and self._lit is None:
             self._show_idle(connection)
             wait = min(self._interval, ONCE_MORE)
@@ -66,7 +69,7 @@ class Rest:
             self._empty_polls = self._empty_polls + 1 if wait < self._interval else None
         if not hears:
             self.show_nothing(connection)
-        self._next_poll = now + jittered(wait)
+        self._next_poll = min(now + jittered(wait), until)
 
     def show_nothing(self, connection: Connection) -> None:
         """Put out the beacon."""

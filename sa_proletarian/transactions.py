@@ -78,11 +78,12 @@ class Transactions:
         skip_crashes = self.crash_ceiling - 1 if skip_last_chance else None
         with connection.begin():
             self.lifecycle.set_local(connection, **CLAIM_SETTINGS)
-            candidates, swept = self._look(connection, self.place.begin(now), limit, skip_crashes)
+            begin = self.place.begin(now)
+            candidates = self._look(connection, begin, limit, skip_crashes)
             choice = choose(candidates, ceiling=self.crash_ceiling, idle=idle)
             chosen = [*choice.run, *choice.condemned]
             claims = self.lifecycle.take(connection, chosen, worker_id=self.worker_id)
-        self.place.came(candidates, set(chosen), swept=swept, short=len(candidates) < limit, now=now)
+        self.place.came(candidates, set(chosen), swept=begin is None, short=len(candidates) < limit, now=now)
         # since it was asked for: if this process stood still meanwhile, its leases are older than the answer
         runs = [self._start(claim, now) for claim in claims]
         split = len(choice.run)
@@ -95,10 +96,8 @@ class Transactions:
         claims = self._claim_by_script(connection, limit, begin)
         if claims is None:
             return None
-        swept = begin is None or len(claims) < limit
-        if begin is not None and swept:  # what lies before: it was not there or not free when we passed
-            claims = [*(self._claim_by_script(connection, limit - len(claims), None) or ()), *claims]
-        self.place.came_to(claims[-1].process_at if len(claims) == limit else None, swept=swept, now=now)
+        last = claims[-1].process_at if claims else None
+        self.place.came_to(last, swept=begin is None, short=len(claims) < limit, now=now)
         # since it was asked for, as above
         return [self._start(claim, now) for claim in claims]
 
@@ -115,11 +114,8 @@ class Transactions:
                 begin=begin,
             )
 
-    def _look(
-        self, connection: Connection, begin: datetime | None, limit: int, skip_crashes: int | None
-    ) -> tuple[list[Candidate], bool]:
-        """Give candidates, and whether the whole line was looked at for them."""
-        found = self.lifecycle.candidates(
+    def _look(self, connection: Connection, begin: datetime | None, limit: int, skip_crashes: int | None) -> list[Candidate]:
+        return self.lifecycle.candidates(
             connection,
             queue=self.queue,
             known=self.registry.known_types(),
@@ -128,9 +124,6 @@ class Transactions:
             skip_crashes=skip_crashes,
             begin=begin,
         )
-        if begin is not None and len(found) < limit:
-            return self._look(connection, None, limit, skip_crashes)
-        return found, begin is None
 
     def unknown_types(self, connection: Connection) -> list[str]:
         """Give the types of due jobs that no handler here takes."""

@@ -14,7 +14,7 @@ from sqlalchemy import event, insert, text
 from sa_proletarian import ArchivedJob, Job, clock, scripts
 from sa_proletarian.connections import own_engine
 from sa_proletarian.lifecycle import Lifecycle
-from sa_proletarian.polling import Place
+from sa_proletarian.polling import LATE, Place
 from sa_proletarian.scripts import set_local
 from sa_proletarian.transactions import CLAIM_SETTINGS, Transactions
 
@@ -46,9 +46,28 @@ def test_what_was_left_behind_is_looked_at_again():
     assert place.begin(100.5) == line[1].process_at
 
 
-def test_of_a_short_line_everything_is_looked_at():
+def test_who_keeps_up_with_the_line_looks_back_a_little():
+    """Transactions that are open side by side are not committed in the order of their jobs."""
     place, line = Place(), [One(1)]
     place.came(line, line, swept=True, short=True, now=100.0)
+    assert place.begin(100.1) == line[0].process_at - LATE
+    assert place.unseen_until == float("inf")
+    place.came([], [], swept=False, short=True, now=100.2)
+    assert place.begin(100.3) == line[0].process_at - LATE
+    assert place.unseen_until == 101.0
+    assert place.begin(101.0) is None
+
+
+def test_what_is_due_since_the_beginning_of_time_is_no_place_to_look_back_from():
+    place = Place()
+    place.came_to(datetime.min.replace(tzinfo=UTC), swept=True, short=True, now=100.0)
+    assert place.begin(100.1) is None
+
+
+def test_when_something_has_come_free_everything_is_looked_at():
+    place, line = Place(), [One(1)]
+    place.came(line, line, swept=True, short=True, now=100.0)
+    place.forget()
     assert place.begin(100.1) is None
 
 
@@ -67,7 +86,7 @@ STEPS = st.lists(
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
 def test_no_job_waits_longer_than_a_sweep_for_its_turn(jobs, tables, rows, steps):
-    """Jobs are committed late and rescheduled to earlier times; a claim brings all it can, and after a second the oldest."""
+    """Jobs are committed late and rescheduled to earlier times; after a second a claim brings the oldest of all."""
     rows("DELETE FROM proletarian_job")
     jobs._registrations.clear()
     transactions = transactions_of(jobs, tables)
@@ -90,10 +109,11 @@ def test_no_job_waits_longer_than_a_sweep_for_its_turn(jobs, tables, rows, steps
             elif step == "claim":
                 claimed = [run.claim.job_id for run in transactions.claim(connection, limit=value, idle=False).runs]
                 line = sorted(waiting, key=lambda one: (waiting[one], one))
-                assert len(claimed) == min(value, len(line))
-                if last_sweep is None or now[0] >= last_sweep + 1.0 or value >= len(line):
+                assert claimed == [one for one in line if one in claimed]
+                if last_sweep is None or now[0] >= last_sweep + 1.0:
                     assert claimed == line[:value]
                     last_sweep = now[0]
+                assert len(claimed) == min(value, len(line)) or transactions.place.unseen_until <= last_sweep + 1.0
                 for job_id in claimed:
                     del waiting[job_id]
     assert waiting == {}
