@@ -464,6 +464,15 @@ def test_what_was_committed_while_the_worker_became_idle_is_found_by_its_second_
         recorder.wait_for("job_finished", timeout=PATIENCE)
 
 
+def test_a_worker_that_can_be_woken_polls_all_the_same(jobs, tables, recorder, rows):
+    """Who writes a job's row by hand rings for nobody."""
+    jobs.handler("work")(lambda session, job: None)
+    with working(jobs, tables, recorder, polling_interval=timedelta(seconds=0.5)):
+        until_idle(rows)
+        by_sql(rows)
+        recorder.wait_for("job_finished", timeout=PATIENCE)
+
+
 def test_a_busy_worker_shows_nothing_until_it_is_idle_again(jobs, tables, recorder, rows, watch):
     begun, go_on = threading.Event(), threading.Event()
 

@@ -395,14 +395,14 @@ MUTANTS = [
         "transactions",
         "self.lifecycle.has_committed(connection, held) is False",
         "False",
-        ONE_EACH,
+        "tests/test_transactions.py",
     ),
     Mutant(
         "wake-ups without polls",
         "rest",
-        "self._next_poll = now + jittered(wait)",
+        "self._next_poll = min(now + jittered(wait), until)",
         "self._next_poll = now + jittered(1e6 if hears and self._lit is not None else wait)",
-        "tests/test_waking.py",
+        "tests/test_waking.py::test_a_worker_that_can_be_woken_polls_all_the_same",
     ),
     Mutant(
         "a place in the line that is never left",

@@ -33,14 +33,14 @@ def library():
 @pytest.mark.slow
 def test_workers_with_wrong_clocks_begin_nothing_early_and_nothing_late(trial, library):
     """The checker compares the database's clock at each effect with the time at which the job was due."""
-    enqueuer = trial.enqueuer()
-    for number in range(trial.amount(60, 1000)):
-        due = timedelta(seconds=trial.chance.uniform(0, trial.amount(6, 30)))
-        enqueuer.put({"does": "write", "fails": int(number % 10 == 0)}, process_in=due)
     for form, shift in zip(("threads", "async"), trial.chance.sample(["+1d", "-1d"], 2), strict=True):
         environment = {"LD_PRELOAD": library, "FAKETIME": shift, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
         trial.fault(f"worker with its clock {shift}")
         trial.start(form, environment=environment)
+    enqueuer = trial.enqueuer()  # while they poll: what is due by a wrong clock would be begun at once
+    for number in range(trial.amount(60, 1000)):
+        due = timedelta(seconds=trial.chance.uniform(0, trial.amount(6, 30)))
+        enqueuer.put({"does": "write", "fails": int(number % 10 == 0)}, process_in=due)
     trial.finish()
     trial.check()
     late = "SELECT max(finished_at - process_at) FROM proletarian_archived_job WHERE attempts = 1"
