@@ -211,7 +211,11 @@ def understands(connection: Connection) -> bool:
     if connection.dialect.driver != "psycopg":
         return False
     driver = _driver(connection)
-    return driver.cursor_factory is _cursor_class(is_async=connection.dialect.is_async) and hasattr(driver, "_autocommit")
+    if driver.cursor_factory is not _cursor_class(is_async=connection.dialect.is_async) or not hasattr(
+        driver, "_autocommit"
+    ):
+        return False
+    return not _is_heard(connection) or _to_the_rows in [*connection.dispatch.after_cursor_execute]
 
 
 def are_own(connection: Connection) -> bool:

@@ -96,7 +96,7 @@ def test_claims_do_not_step_over_the_dead_rows_that_a_held_claim_keeps(trial, jo
         "blocks_after": blocks_after,
         "blocks_of_a_sweep": blocks_of_a_sweep,
     }
-    assert blocks_of_a_sweep > amount, "the dead rows are there"
+    assert blocks_of_a_sweep > blocks_after + amount / 40, "the dead rows are there: some twenty in a block"
     assert blocks_after < 2 * blocks_before + BATCH
 
 
