@@ -69,11 +69,11 @@ def pick_up(engine: Engine, app: Engine, jobs: Any, count: int, *, loaded: bool,
         first_line[0] = time.perf_counter()
         begun.set()
 
-    registry = Proletarian(jobs.job_model, jobs.archived_model)
-    registry.handler("work")(handler)
-    registry.handler("other")(lambda session, job: None)
+    worked = Proletarian(jobs.job_model, jobs.archived_model)
+    worked.handler("work")(handler)
+    worked.handler("other")(lambda session, job: None)
     taken = []
-    with Worker(registry, engine, threads=4, wake=wake, listener=quiet), load(jobs, app, on=loaded):
+    with Worker(worked, engine, threads=4, wake=wake, listener=quiet), load(jobs, app, on=loaded):
         time.sleep(0.5)
         for _ in range(count):
             time.sleep(random.uniform(0.02, 0.09))
@@ -93,9 +93,9 @@ def throughput(engine: Engine, jobs: Any, count: int) -> float:
         busy.set()
         over.wait(120)
 
-    registry = Proletarian(jobs.job_model, jobs.archived_model, wake=jobs.wake)
-    registry.handler("busy")(handler)
-    with Worker(registry, engine, listener=quiet):
+    worked = Proletarian(jobs.job_model, jobs.archived_model, wake=jobs.wake)
+    worked.handler("busy")(handler)
+    with Worker(worked, engine, listener=quiet):
         enqueue(jobs, engine, "busy")
         busy.wait(30)
         start = threading.Barrier(THREADS + 1)

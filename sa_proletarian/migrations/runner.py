@@ -101,7 +101,8 @@ def _lock(op: Operations, tables: Instance, start: int) -> None:
         return
     names = [_full_name(op, name, tables.schema) for name, since in tables.tables() if since <= start]
     for name, wait in zip(names, ["", *[" NOWAIT"] * len(names)], strict=False):
-        op.execute(f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE{wait}")
+        once = name.replace("%%", "%")  # op.execute doubles percent signs, as the quoting has done
+        op.execute(f"LOCK TABLE {once} IN ACCESS EXCLUSIVE MODE{wait}")
 
 
 def _full_name(op: Operations, table: str, schema: str | None) -> str:

@@ -134,3 +134,13 @@ def test_the_operation_can_be_written_and_reversed_by_a_program(migrations):
     back = op.reverse()
     assert (back.from_version, back.to_version, back.tables.job_columns) == (2, 0, ())
     assert ProletarianMigrateOp(2, 0, tables).reverse().tables.job_columns == tables.job_columns
+
+
+@pytest.mark.parametrize("prefix", ["a%sb_", "a%(b)s_"])
+def test_a_table_with_a_percent_sign_in_its_name_gets_room_and_loses_it_again(prefix, migrations, rows):
+    migrations.run(f"op.proletarian_migrate(0, 2, prefix={prefix!r})")
+    [(options,)] = rows("SELECT reloptions FROM pg_class WHERE relname = :name", name=f"{prefix}job")
+    assert options == ["fillfactor=40"]
+    migrations.run(f"op.proletarian_migrate(2, 1, prefix={prefix!r})")
+    assert rows("SELECT reloptions FROM pg_class WHERE relname = :name", name=f"{prefix}job") == [(None,)]
+    migrations.run(f"op.proletarian_migrate(1, 0, prefix={prefix!r})")
