@@ -11,7 +11,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
-from . import clock
+from . import clock, events
 from .async_worker import AsyncWorker
 from .signals import ECHO
 
@@ -28,6 +28,8 @@ async def run(workers: Sequence[AsyncWorker]) -> bool:
         for worker in workers:
             await worker.start()
         first = await heard.get()
+        for worker in workers:
+            worker._emit(events.WorkerInterrupted, signal=signal.Signals(first).name)
         hurry = asyncio.create_task(_hurry(workers, heard, first))
         try:
             return all(await asyncio.gather(*(worker.stop() for worker in workers)))
@@ -38,8 +40,11 @@ async def run(workers: Sequence[AsyncWorker]) -> bool:
 async def _hurry(workers: Sequence[AsyncWorker], heard: asyncio.Queue[int], first: int) -> None:
     """Wait for a second signal; one of the same kind within half a second is an echo of the first."""
     at = clock.monotonic()
-    while await heard.get() == first and clock.monotonic() - at < ECHO:
+    while (number := await heard.get()) == first and clock.monotonic() - at < ECHO:
         at = clock.monotonic()
+    for worker in workers:
+        if worker.running:
+            worker._emit(events.InterruptedWhileShuttingDown, signal=signal.Signals(number).name)
     await asyncio.gather(*(worker.stop(timedelta(0)) for worker in workers if worker.running))
 
 

@@ -15,6 +15,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+from .curfew import Curfew
 from .events import Event, Listener, log_event
 
 READY = b"r"
@@ -33,12 +34,16 @@ class Child:
     :param line: the socket to the supervisor; ``None`` where this process has none.
     :param max_jobs: ask to be replaced after so many runs of handlers; ``None`` for never.
     :param max_memory: ask to be replaced above so many bytes of resident memory; ``None`` for never.
+    :param curfew: when this process has ended at the latest; ``None`` where the process is not the workers' own.
     """
 
-    def __init__(self, line: socket.socket | None, *, max_jobs: int | None, max_memory: int | None) -> None:
+    def __init__(
+        self, line: socket.socket | None, *, max_jobs: int | None, max_memory: int | None, curfew: Curfew | None = None
+    ) -> None:
         self._line = line
         self._jobs_left = max_jobs
         self._max_memory = max_memory
+        self._curfew = curfew
         self._turn = threading.Lock()
         self._ready = False
         self._asked = False
@@ -56,9 +61,17 @@ class Child:
             self._ready = True
             self._tell(READY)
         self._stopping = self._stopping or event.name == "shutting_down"
+        if self._curfew is not None:
+            self._keep(self._curfew, event)
         self._listener(event)
         if self._jobs_left is not None and event.name in _ENDED:
             self._count()
+
+    def _keep(self, curfew: Curfew, event: Event) -> None:
+        if event.name == "shutting_down":
+            curfew.begin()
+        elif event.name == "interrupted_while_shutting_down":
+            curfew.hurry()
 
     def _count(self) -> None:
         with self._turn:

@@ -12,19 +12,27 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from importlib import metadata
+from typing import NoReturn
 
 USAGE = 2
 INTERRUPTED = 130
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def program() -> NoReturn:
+    """Be the command ``sa-proletarian``: this process ends with it."""
+    sys.exit(main(alone=True))
+
+
+def main(argv: Sequence[str] | None = None, *, alone: bool = False) -> int:
     """Run the command that ``argv`` (default: ``sys.argv``) names, and give its exit code.
 
     0 is success, 1 a failure that has been explained, 2 wrong usage, 3 no connection to the database, 130 Ctrl-C.
+
+    :param alone: whether the process is there for the command only, so that a worker may end it when its stop hangs.
     """
     parser = _parser()
     given = sys.argv[1:] if argv is None else list(argv)
-    arguments = parser.parse_args(given, argparse.Namespace(given=given))
+    arguments = parser.parse_args(given, argparse.Namespace(given=given, alone=alone))
     command: Callable[[argparse.Namespace], int] | None = arguments.command
     if command is None:
         parser.print_help(sys.stderr)
@@ -197,4 +205,4 @@ def _version() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

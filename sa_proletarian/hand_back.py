@@ -24,7 +24,7 @@ FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 5.0
 WATCHED = 10.0
 """So many seconds a dead worker is looked after: the server may still be at a statement that it had sent."""
-LAST_CALL = 0.3
+LAST_CALL = 0.2
 
 
 @dataclass(frozen=True, slots=True)

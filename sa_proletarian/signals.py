@@ -18,7 +18,7 @@ from typing import TypeAlias
 from . import clock, events
 from .shift import DONE, Shift
 
-TURN = 0.2
+TURN = 0.1
 ECHO = 0.5
 
 Inbox: TypeAlias = "queues.SimpleQueue[int | None]"

@@ -21,6 +21,7 @@ from typing import Any
 
 from . import clock
 from .child import READY, REPLACE
+from .curfew import Curfew
 from .event_log import logger
 from .polling import back_off
 from .signals import ECHO
@@ -29,10 +30,8 @@ LIVED_LONG = 30.0
 """A child that has lived so many seconds is restarted as if it were the first to die."""
 MOST_STILLBIRTHS = 5
 """So many children in a row that died before they worked: nothing here will make the next one live."""
-GRACE = 4.0
-"""So many seconds beyond its termination timeout a child that is stopping gets, before it is killed; it needs two."""
-LAST_GRACE = 4.0
-"""The same after a second signal."""
+GRACE = 1.65
+"""So many seconds beyond its termination timeout, or a second signal, a child that stops gets: by then it has given up."""
 TURN = 60.0
 UNASKED = 0
 """In the place of a signal's number: the supervisor stops of its own accord."""
@@ -85,12 +84,14 @@ class Supervisor:
     :param command: makes the command line of a child.
     :param died: called with the name of each child that has not ended well: what it had claimed is nobody's now.
     :param termination_timeout: how many seconds a child that stops gives its jobs.
+    :param curfew: when this process has ended at the latest; ``None`` where it is not the supervisor's own.
     """
 
     command: Command
     died: Callable[[str], Any]
     processes: int
     termination_timeout: float
+    curfew: Curfew | None = None
     _places: list[Place] = field(init=False)
     _selector: selectors.BaseSelector = field(init=False, default_factory=selectors.DefaultSelector)
     _signals: list[int] = field(init=False, default_factory=list)
@@ -194,6 +195,8 @@ class Supervisor:
 
     def _stop_all(self, number: int) -> None:
         self._stopped_by = number
+        if self.curfew is not None:
+            self.curfew.begin()
         for child in self._children():
             self._stop(child)
 
@@ -205,8 +208,10 @@ class Supervisor:
             child.process.send_signal(signal.SIGTERM)
 
     def _hurry_all(self) -> None:
+        if self.curfew is not None:
+            self.curfew.hurry()
         for child in self._children():
-            child.kill_at = min(child.kill_at, clock.monotonic() + LAST_GRACE)
+            child.kill_at = min(child.kill_at, clock.monotonic() + GRACE)
             # of another kind than the first, so that the child does not take it for an echo
             child.process.send_signal(signal.SIGINT)
 

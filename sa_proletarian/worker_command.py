@@ -24,6 +24,7 @@ from . import clock
 from .arguments import span_from
 from .child import Child
 from .connections import own_engine
+from .curfew import Curfew
 from .errors import ConfigurationError
 from .event_log import logger
 from .hand_back import Deceased, HandBack
@@ -110,7 +111,13 @@ def work(arguments: argparse.Namespace) -> int:
     if os.getpid() == 1:  # to whom a signal without a handler is none: the app's import can be interrupted, too
         signal.signal(signal.SIGTERM, lambda number, frame: os._exit(CLEAN))
     supervised = arguments.processes > 1 and arguments.child is None
-    child = Child(_line(arguments), max_jobs=arguments.max_jobs, max_memory=_bytes(arguments.max_memory))
+    curfew = Curfew(arguments.termination_timeout.total_seconds(), code=UNCLEAN)
+    child = Child(
+        _line(arguments),
+        max_jobs=arguments.max_jobs,
+        max_memory=_bytes(arguments.max_memory),
+        curfew=curfew if arguments.alone else None,
+    )
     try:
         if not supervised:
             child.start()
@@ -122,7 +129,7 @@ def work(arguments: argparse.Namespace) -> int:
         return _refuse(USAGE, error)
     _write_log()
     try:
-        return _supervise(app) if supervised else _run(workers, app.engine)
+        return _supervise(app, curfew) if supervised else _run(workers, app.engine, curfew)
     except ConfigurationError as error:  # what only the start can see
         return _refuse(USAGE, error)
 
@@ -209,23 +216,24 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 # run ------------------------------------------------------------------------------------------------------------------
 
 
-def _run(workers: Sequence[Any], engine: Any) -> int:
+def _run(workers: Sequence[Any], engine: Any, curfew: Curfew) -> int:
     """Run the workers in this process."""
     if isinstance(workers[0], Worker):
-        clean = Workers(*workers).run()
-        return CLEAN if clean else UNCLEAN
+        curfew.code = CLEAN if Workers(*workers).run() else UNCLEAN
+        return curfew.code
     from .async_crew import run  # noqa: PLC0415 (it needs greenlet)
 
-    async def run_and_dispose() -> bool:
+    async def run_and_dispose() -> int:
         try:
-            return await run(workers)
+            curfew.code = CLEAN if await run(workers) else UNCLEAN
+            return curfew.code
         finally:
             await engine.dispose()
 
-    return CLEAN if asyncio.run(run_and_dispose()) else UNCLEAN
+    return asyncio.run(run_and_dispose())
 
 
-def _supervise(app: App) -> int:
+def _supervise(app: App, curfew: Curfew) -> int:
     """Run the workers in processes of their own, which make their engines themselves."""
     arguments = app.arguments
     lease = arguments.lease or timedelta(seconds=30)
@@ -240,10 +248,12 @@ def _supervise(app: App) -> int:
         now = clock.monotonic()
         hand_back.put([Deceased(worker_id(queue, name), queue, now) for queue in app.queues])
 
-    supervisor = Supervisor(command, died, arguments.processes, arguments.termination_timeout.total_seconds())
+    timeout = arguments.termination_timeout.total_seconds()
+    supervisor = Supervisor(command, died, arguments.processes, timeout, curfew if arguments.alone else None)
     hand_back.start()
     try:
-        return CLEAN if supervisor.run() else UNCLEAN
+        curfew.code = CLEAN if supervisor.run() else UNCLEAN
+        return curfew.code
     finally:
         hand_back.close()
 

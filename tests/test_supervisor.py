@@ -20,12 +20,13 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from sa_proletarian import ArchivedJob, Job, cli, events, supervisor
+from sa_proletarian import ArchivedJob, Job, cli, curfew, events, shift, signals, supervisor
 from sa_proletarian.child import READY, REPLACE, Child, memory
 from sa_proletarian.clock import monotonic
-from sa_proletarian.hand_back import Deceased, HandBack
+from sa_proletarian.hand_back import LAST_CALL, Deceased, HandBack
 from sa_proletarian.leases import Leases
 from sa_proletarian.lifecycle import Lifecycle
+from sa_proletarian.overdue import CANCEL_GRACE, GIVE_UP_GRACE, HOPELESS
 from sa_proletarian.supervisor import Place
 
 APP = '''
@@ -77,6 +78,20 @@ def hang(session, job):
     say("hanging")
     threading.Event().wait(3600)
 
+def stay_for_an_hour():
+    threading.Thread(target=threading.Event().wait, args=(3600,), daemon=False).start()
+
+@jobs.handler("stay")
+@async_jobs.handler("stay")
+def stay(session, job):
+    stay_for_an_hour()
+    say("staying")
+
+@async_jobs.handler("stay_in_a_thread")
+async def stay_in_a_thread(session, job):
+    say("staying")
+    await asyncio.to_thread(threading.Event().wait, 3600)
+
 @jobs.handler("quick")
 def quick(session, job):
     session.execute(text("INSERT INTO effect VALUES (:what)"), {"what": str(os.getpid())})
@@ -111,10 +126,15 @@ async def hang_async(session, job):
 '''
 
 PROGRAM = """
-import sys
 from sa_proletarian import cli, supervisor
 {}
-sys.exit(cli.main())
+cli.program()
+"""
+
+
+HANGING = """
+import threading
+threading.Thread(target=threading.Event().wait, args=(3600,)).start()
 """
 
 
@@ -324,7 +344,7 @@ def test_children_stop_gracefully_when_their_supervisor_is_killed(command, enque
 @pytest.mark.slow
 def test_a_child_that_does_not_end_in_time_is_killed_and_its_jobs_are_handed_back(command, enqueue, rows):
     enqueue("sleep")
-    worker = command("--processes", "2", patch="supervisor.LAST_GRACE = 1.0")
+    worker = command("--processes", "2", "--termination-timeout", "600")
     [begun] = worker.read_until(r"sleeping in (\d+)")
     os.kill(int(begun[1]), signal.SIGSTOP)
     worker.process.send_signal(signal.SIGTERM)
@@ -332,7 +352,50 @@ def test_a_child_that_does_not_end_in_time_is_killed_and_its_jobs_are_handed_bac
     worker.process.send_signal(signal.SIGINT)
     worker.read_until(f"child_killed pid={begun[1]}")
     assert worker.end() == 1
-    assert rows("SELECT claimed_until <= now() FROM proletarian_job") == [(True,)]
+    assert rows("SELECT claimed_until <= now(), attempts - 1 FROM proletarian_job") == [(True, 0)]
+
+
+@pytest.mark.parametrize(
+    ("options", "handler", "code"),
+    [
+        ((), "stay", 0),
+        (("--async",), "stay", 0),
+        (("--async",), "stay_in_a_thread", 0),
+        (("--processes", "2"), "sleep", 0),
+        (("--processes", "2"), "stay", 1),
+    ],
+)
+def test_a_thread_of_the_app_does_not_keep_a_process_from_ending(command, enqueue, rows, options, handler, code):
+    """What the app leaves behind in a worker, or, at its import, in the supervisor, would let it run for an hour."""
+    app = ASYNC if "--async" in options else {}
+    enqueue(handler)
+    worker = command("--termination-timeout", "0.2", *options, **app, patch=HANGING if handler == "sleep" else "")
+    worker.read_until("staying|sleeping")
+    worker.process.send_signal(signal.SIGTERM)
+    assert worker.end() == code
+    assert worker.has_said("the time to stop is over|child_killed")
+    assert rows("SELECT count(*) FROM proletarian_job WHERE claimed_until > now()") == [(0,)]
+
+
+def test_a_stop_is_over_within_two_seconds_by_the_sum_of_its_parts():
+    turn = max(signals.TURN, shift.WAIT_TURN)
+    assert CANCEL_GRACE < GIVE_UP_GRACE < HOPELESS
+    assert HOPELESS + turn < supervisor.GRACE, "a child gives up before it is killed"
+    assert supervisor.GRACE + LAST_CALL < curfew.LIMIT, "the supervisor hands back what it can"
+    assert curfew.LIMIT < 2
+
+
+@pytest.mark.parametrize(("hurried", "seconds"), [(False, 10 + supervisor.GRACE), (True, supervisor.GRACE)])
+def test_a_child_has_no_more_time_than_its_timeout_and_what_it_needs_to_give_up(monkeypatch, hurried, seconds):
+    monkeypatch.setattr("sa_proletarian.clock.monotonic", lambda: 1000.0)
+    boss = supervisor.Supervisor(lambda name, fd: [], lambda name: None, processes=1, termination_timeout=10)
+    with subprocess.Popen(["sleep", "600"]) as process, socket.socket() as line:
+        child = supervisor.Child("name", process, line, 1000.0)
+        boss._places = [Place(1, child)]
+        for number in [signal.SIGTERM, signal.SIGINT][: 1 + hurried]:
+            boss._heed(number)
+    boss._selector.close()
+    assert child.kill_at == 1000 + seconds
 
 
 # when the next one is started
@@ -621,6 +684,7 @@ def test_a_row_that_is_held_is_left_to_its_holder_and_told(tables, claimed):
 def hand_back(database_url, tables, monkeypatch):
     from sqlalchemy import create_engine
 
+    monkeypatch.setattr("sa_proletarian.hand_back.LAST_CALL", 20.0)
     hand_back = HandBack(create_engine(database_url), Lifecycle(Job, ArchivedJob), lease=30)
     hand_back.start()
     yield hand_back
