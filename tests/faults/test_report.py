@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import mutants
 import report
 
 
@@ -21,8 +24,6 @@ def test_faults_and_counts_are_summed_over_runs_that_passed():
 
 
 def test_a_run_is_counted_once(tmp_path):
-    import json
-
     (tmp_path / "one.json").write_text(json.dumps(run("F1")))
     runs = report.add([], tmp_path)
     assert report.add(runs, tmp_path) == runs and len(runs) == 1
@@ -33,13 +34,17 @@ def test_the_report_in_the_docs_is_what_the_records_say():
 
 
 def test_of_each_mutant_the_last_run_with_the_most_seeds_is_shown():
-    usual = {
-        "mutant": "no fence",
-        "room": "statements",
-        "test": "tests/faults/test_stateful.py",
-        "at": "2026",
-        "commit": "c",
-    }
-    page = report.draw_mutants([{**usual, "caught": 19, "runs": 20}, {**usual, "caught": 0, "runs": 1}])
-    assert "**1 of 1 mutants were caught**; 1 of them" in page
-    assert "| no fence | `statements` | `stateful.py` | 19/20 | 2026 | c |" in page
+    usual = {"test": "tests/faults/test_stateful.py::test_it", "at": "2026", "commit": "c", "seed": 1}
+    mutant = {**usual, "mutant": "no fence", "room": "statements"}
+    as_it_is = {**usual, "mutant": None, "passed": 20, "runs": 20}
+    runs = [as_it_is, {**mutant, "caught": 19, "runs": 20}, {**mutant, "caught": 0, "runs": 1}]
+    page = report.draw_mutants([*runs, {**mutant, "mutant": "of old", "caught": 0, "runs": 20}], ["no fence", "no lock"])
+    assert "**1 of 2 mutants were caught**; 1 of them" in page
+    assert "Not tried: no lock." in page
+    assert "| no fence | `statements` | `stateful.py` | 19/20 | 20/20 | 2026 | c |" in page
+    assert "of old" not in page
+
+
+def test_the_page_of_the_mutants_in_the_docs_is_what_the_records_say():
+    runs = [json.loads(line) for line in report.MUTANT_RUNS.read_text().splitlines()]
+    assert report.MUTANTS.read_text() == report.draw_mutants(runs, [mutant.name for mutant in mutants.MUTANTS])

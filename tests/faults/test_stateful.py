@@ -267,7 +267,7 @@ def test_whatever_the_order_of_steps_the_tables_are_what_the_model_says(
     with administration.connect() as connection:  # one thread steps through all: who waited for a lock would wait for ever
         connection.execute(text(f"ALTER DATABASE {database_url.database} SET lock_timeout = '500ms'"))
     tables.dispose()
-    proving = pytestconfig.option.seeds > 0  # the suite, with mutants: then it need not be short, and not explain itself
+    proving = pytestconfig.getoption("turns", 0) > 0  # the suite, by mutants.py: it need not be short, nor explain itself
     examples = 400 if proving else trial.amount(25, 5_000)
     Interleavings.engine, Interleavings.steps = tables, 0
     with tables.execution_options(isolation_level="AUTOCOMMIT").connect() as Interleavings.witness:
