@@ -745,13 +745,16 @@ def test_a_failure_is_recorded_before_the_lock_is_given_up(run, rows, tables):
     "setting",
     [
         "SET LOCAL search_path = nowhere",
-        "SET LOCAL statement_timeout = '1ms'",
+        "SET LOCAL statement_timeout = '500ms'",  # what takes it back must have the time for it
         "SET LOCAL ROLE nobody_much",
     ],
 )
 def test_settings_of_the_handler_do_not_reach_the_settling(run, rows, setting):
     rows("DROP ROLE IF EXISTS nobody_much")
     rows("CREATE ROLE nobody_much")
+    if "timeout" in setting:
+        rows("CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.8); RETURN NEW; END'")
+        rows("CREATE TRIGGER dawdle BEFORE INSERT ON proletarian_archived_job FOR EACH ROW EXECUTE FUNCTION dawdle()")
 
     def handler(session, job):
         write(session)
