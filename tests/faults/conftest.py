@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import secrets
@@ -47,7 +48,8 @@ def make_trial(request, pytestconfig, tmp_path, seed):
         record = Record(scenario, request.node.name, option.faults, seed, option.postgresql)
         folder = tmp_path / f"trial{len(trials)}"
         folder.mkdir()
-        trial = Trial(url, folder, record, long=option.faults == "long", scale=option.scale)
+        patience = 12 if pytestconfig.getoption("turns", 0) else math.inf  # so many seconds, for mutants.py
+        trial = Trial(url, folder, record, long=option.faults == "long", scale=option.scale, patience=patience)
         trials.append(trial)
         if tables:
             trial.set_up()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -80,14 +81,18 @@ class Trial:
     """One run of a scenario.
 
     :ivar chance: all choices of the run come from it; its seed is printed and can be given again.
+    :ivar patience: for how long at most anything is waited for: little where a mutant is to be noticed.
     """
 
-    def __init__(self, url: URL, folder: Path, record: Record, *, long: bool, scale: float) -> None:
+    def __init__(
+        self, url: URL, folder: Path, record: Record, *, long: bool, scale: float, patience: float = math.inf
+    ) -> None:
         self.url = url
         self.folder = folder
         self.record = record
         self.long = long
         self.scale = scale
+        self.patience = patience
         self.chance = random.Random(record.seed)
         self.ended: dict[int, float] = {}
         self.killed: set[int] = set()
@@ -172,13 +177,13 @@ class Trial:
 
     def wait_for(self, condition: str, within: float = 120) -> None:
         """Ask the database until the answer is true."""
-        deadline = time.monotonic() + within
+        deadline = time.monotonic() + min(within, self.patience)
         while not self._is_true(condition):
             assert time.monotonic() < deadline, f"not in {within} s: {condition}; {self.state()}"
             time.sleep(0.05)
 
     def wait_until(self, condition: Callable[[], Any], within: float = 120) -> None:
-        deadline = time.monotonic() + within
+        deadline = time.monotonic() + min(within, self.patience)
         while not condition():
             assert time.monotonic() < deadline, f"not in {within} s; {self.state()}"
             time.sleep(0.02)
