@@ -54,6 +54,29 @@ class Address:
     subject: str
 
 
+class Life:
+    """The beacons that say which workers of a queue live."""
+
+    sessions: int = 2
+    """In so many of its sessions a worker shows its beacon."""
+    grace: float = 0.0
+    """For so many seconds at least a worker may be without any."""
+
+    def light(self, connection: Connection, place: Address) -> bool:
+        """Light the beacon of a worker for as long as the session lasts; give whether it burns."""
+        key = key_of(connection, LIFE, place)
+        if key is not None:
+            light(connection, key)
+        return key is not None
+
+    def keep(self, connection: Connection) -> None:
+        """Let the session end soon after its host; the worker will say something each moment from now on."""
+
+    def burning(self, connection: Connection, places: Sequence[Address]) -> set[str]:
+        """Give the subjects of those of ``places`` where a beacon burns."""
+        return burning(connection, LIFE, places)
+
+
 def address(connection_or_engine: Any, table: Any, subject: str) -> Address:
     """Give the address of ``subject`` beside ``table``, where the connection or engine finds that."""
     schemas: dict[str | None, str | None] = connection_or_engine.get_execution_options().get("schema_translate_map") or {}

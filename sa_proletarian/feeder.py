@@ -66,7 +66,7 @@ class Feeder:
         self._overtime = Overtime(execution)
         self._end_early = execution.end_early
         self._presence = Presence(execution.transactions, self._emit, threads=slots)
-        self._vigil = Vigil(execution.transactions, self._presence, ears.place, tied=ears.listen)
+        self._vigil = Vigil(execution.transactions, self._presence, ears.place, listens=ears.listen)
         self._requests = Requests(execution.transactions, self._presence)
         self._progress = Progress(execution.transactions, self._presence)
         self._connection: Connection | None = None
@@ -138,7 +138,7 @@ class Feeder:
         else:
             self._heed_requests(connection)
             self._progress.show(connection, self._outstanding)
-            self._presence.show(connection, idle=self._is_idle(), tied=self._ears.hear and self._vigil.lit)
+            self._presence.show(connection, idle=self._is_idle(), tied=self._vigil.ties(hears=self._ears.hear))
             if self._vigil.look(connection):
                 self._transactions.place.forget()
                 self._rest.ring()

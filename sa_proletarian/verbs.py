@@ -12,11 +12,13 @@ from typing import Any
 from sqlalchemy import Engine
 
 from . import arguments
+from .beacons import Life
 from .bulletin import Bulletin
 from .cancellation import Cancelling
 from .dialects import MYSQL
 from .leases import Leases
 from .lifecycle import Lifecycle
+from .mysql.beacons import MySQLLife
 from .mysql.leases import MySQLLeases
 from .mysql.lifecycle import MySQLLifecycle
 from .mysql.notices import MySQLBulletin, MySQLCancelling, MySQLRoster
@@ -53,6 +55,11 @@ def leases_for(lifecycle: Lifecycle) -> Leases:
     """Give the verb on the leases of those that have died."""
     kind = MySQLLeases if isinstance(lifecycle, MySQLLifecycle) else Leases
     return kind(lifecycle.job_model)
+
+
+def life_for(lifecycle: Lifecycle) -> Life:
+    """Give the beacons of workers that live."""
+    return MySQLLife() if isinstance(lifecycle, MySQLLifecycle) else Life()
 
 
 def passes_for(dialect: str, job_model: Any, archived_model: Any, older_than: timedelta) -> Passes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
+from hashlib import sha256
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -25,11 +26,12 @@ from .statements import MySQLStatements
 _TRIPWIRE = "sa_proletarian_tripwire"
 _WAIT = "sa_proletarian_lock_wait"
 _HOLDER = "sa_proletarian_holder"
+_CLAIM = "sa_proletarian_claim"
 _APPS_WAIT = "sa_proletarian_apps_lock_wait"
 _NO_SUCH_THREAD = 1094
 
 _SET_WAIT = "SET SESSION innodb_lock_wait_timeout = :seconds"
-_HOLDING = f"{_SET_WAIT}, @sa_proletarian_lock = GET_LOCK(:name, 0)"
+_HOLDING = f"{_SET_WAIT}, @sa_proletarian_lock = GET_LOCK(:name, 0), @sa_proletarian_claim = GET_LOCK(:claim, 0)"
 
 
 class MySQLLifecycle(Lifecycle):
@@ -85,8 +87,9 @@ class MySQLLifecycle(Lifecycle):
         connection.execute(text(_SET_WAIT), {"seconds": _seconds(lock_timeout)})
         row = connection.execute(self._statements.hold, {"id": claim.job_id, "fence": claim.claim_id}).one_or_none()
         name = f"sa_proletarian_{uuid4().hex}"
-        connection.execute(text(_HOLDING), {"seconds": apps, "name": name})
-        connection.info[_HOLDER] = name
+        claims = lock_of(claim.job_id, claim.claim_id)
+        connection.execute(text(_HOLDING), {"seconds": apps, "name": name, "claim": claims})
+        connection.info.update({_HOLDER: name, _CLAIM: claims})
         return Held(0, name) if row is not None else None
 
     def watch(self, connection: Connection) -> None:
@@ -95,7 +98,8 @@ class MySQLLifecycle(Lifecycle):
     def let_go(self, connection: Connection, held: Held) -> None:
         with suppress(Exception):  # else the connection is dead, and the lock with it
             connection.info.pop(_HOLDER, None)
-            connection.execute(text("DO RELEASE_LOCK(:name)"), {"name": held.transaction_id})
+            names = {"name": held.transaction_id, "claim": connection.info.pop(_CLAIM, "")}
+            connection.execute(text("DO RELEASE_LOCK(:name), RELEASE_LOCK(:claim)"), names)
 
     def still_holds(self, connection: Connection, held: Held) -> bool:
         """Say yes: where the transaction had ended, :meth:`prepare_settling` has raised."""
@@ -108,10 +112,10 @@ class MySQLLifecycle(Lifecycle):
         return None
 
     def end_backend(self, connection: Connection, held: Held) -> None:
-        _kill(connection, "CONNECTION", held)
+        kill(connection, "CONNECTION", held.transaction_id)
 
     def cancel_statement(self, connection: Connection, held: Held) -> None:
-        _kill(connection, "QUERY", held)
+        kill(connection, "QUERY", held.transaction_id)
 
     # settle -----------------------------------------------------------------------------------------------------------
 
@@ -222,12 +226,20 @@ def _alike(settled: Iterable[tuple[Any, Ruling]]) -> Iterable[list[tuple[Any, Ru
     return groups.values()
 
 
-def _kill(connection: Connection, what: str, held: Held) -> None:
+def lock_of(job_id: Any, claim_id: UUID) -> str:
+    """Name the lock of the session that holds a job, for those who know its claim only; claimed together is named alike."""
+    return f"sa_proletarian_{sha256(f'{job_id} {claim_id}'.encode()).hexdigest()[:40]}"
+
+
+def kill(connection: Connection, what: str, name: str) -> bool:
+    """Kill the session that has the lock of this name, or its query; give whether there was one."""
     try:
-        connection.execute(text(f"KILL {what} IS_USED_LOCK(:name)"), {"name": held.transaction_id})
+        connection.execute(text(f"KILL {what} IS_USED_LOCK(:name)"), {"name": name})
     except DBAPIError as error:  # nobody has the lock: the transaction has ended
         if mysql_errors.number_of(error.orig) != _NO_SUCH_THREAD:
             raise
+        return False
+    return True
 
 
 def _seconds(span: timedelta) -> int:

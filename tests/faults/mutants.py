@@ -455,7 +455,7 @@ MUTANTS = [
     Mutant(
         "the living taken for dead",
         "vigil",
-        "alive = beacons.burning(connection, LIFE, [replace(self._place, subject=name) for name in names])",
+        "alive = self._life.burning(connection, [self._place_of(name) for name in names])",
         "alive: set[str] = set()",
         "tests/faults/test_recovery.py",
     ),

@@ -13,11 +13,13 @@ import sys
 import textwrap
 from collections import Counter
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy import URL, create_engine, text
 from sqlalchemy.orm import Session
 
+from machinery.mariadb import MISSING, find_program
 from sa_proletarian import Worker, metadata
 
 PROMISE, SLACK = timedelta(seconds=15), timedelta(seconds=5)
@@ -40,6 +42,24 @@ SERVER = """
         url = server.url()
         print(folder, url.port, url.password, flush=True)
         sys.stdin.readline()
+"""
+
+MARIADB = """
+    import sys
+    from sqlalchemy import create_engine, text
+    sys.path.insert(0, sys.argv[1])
+    from machinery.mariadb import MariaDB
+
+    server = MariaDB(sys.argv[2], address=sys.argv[3])
+    engine = create_engine(server.url())
+    with engine.connect() as connection:
+        connection.execute(text("CREATE DATABASE app"))
+        connection.execute(text("CREATE USER app@'%' IDENTIFIED BY 'secret'"))
+        connection.execute(text("GRANT ALL ON app.* TO app@'%'"))
+    engine.dispose()
+    print(server.folder / "socket", flush=True)
+    sys.stdin.readline()
+    server.close()
 """
 
 WORKER = """
@@ -74,7 +94,7 @@ WORKER = """
     def busy(session, job):
         write(session, job)
         say("inside")
-        session.execute(text("SELECT pg_sleep(3600)"))
+        session.execute(text("SELECT SLEEP(3600)" if url.startswith("mariadb") else "SELECT pg_sleep(3600)"))
 
     @jobs.handler("before-its-first-use")
     def unheld(session, job):
@@ -214,11 +234,26 @@ def far_server(start, network, pytestconfig):
     server.wait(60)
 
 
+@pytest.fixture
+def far_mariadb(start, network):
+    """Return the URLs by which a MariaDB on a host of its own is reached: over the wire, and from here."""
+    program = find_program()
+    if program is None:
+        (pytest.fail if os.environ.get("SA_PROLETARIAN_REQUIRE_ALL") else pytest.skip)(MISSING)
+    server = start(MARIADB, str(Path(__file__).parent), program, SERVER_ADDRESS, on=network.server)
+    query = {"unix_socket": server.stdout.readline().strip()}
+    wire = URL.create("mariadb+pymysql", "app", "secret", SERVER_ADDRESS, 3306, "app")
+    yield wire, URL.create("mariadb+pymysql", "app", "secret", "localhost", database="app", query=query)
+    go_on(server)
+    server.wait(60)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("server", ["far_server", "far_mariadb"])
 def test_the_jobs_of_a_host_that_vanishes_run_elsewhere_in_time_and_take_effect_once(
-    start, network, far_server, jobs, recorder
+    start, network, server, request, jobs, recorder
 ):
-    wire, here = far_server
+    wire, here = request.getfixturevalue(server)
     engine = create_engine(here)
     metadata.create_all(engine)
 
@@ -227,13 +262,13 @@ def test_the_jobs_of_a_host_that_vanishes_run_elsewhere_in_time_and_take_effect_
             result = connection.execute(text(statement))
             return [tuple(row) for row in result] if result.returns_rows else []
 
-    rows("CREATE TABLE effect (what text)")
+    rows("CREATE TABLE effect (what varchar(200))")
     kinds = ["idle-in-its-transaction", "busy-with-a-statement", "before-its-first-use"]
     expected = enqueue(jobs, engine, *kinds)
     lost = start(WORKER, wire.render_as_string(hide_password=False), "lost", on=network.worker)
     reads(lost, "started")
     reads(lost, "inside", 3)
-    while not rows("SELECT 1 FROM proletarian_worker WHERE worker_id = 'lost' AND detail ->> 'tied' = 'true'"):
+    while not rows("SELECT 1 FROM proletarian_worker WHERE worker_id = 'lost' AND CAST(detail AS char(200)) LIKE '%tied%'"):
         pass  # its first moment, in which others do not know yet by what they would see that it is gone
 
     def instead(session, job):
@@ -243,7 +278,7 @@ def test_the_jobs_of_a_host_that_vanishes_run_elsewhere_in_time_and_take_effect_
     for kind in kinds:
         jobs.handler(kind)(instead)
     network.cut()
-    [(cut_at,)] = rows("SELECT clock_timestamp()")
+    [(cut_at,)] = rows(f"SELECT {'clock_timestamp()' if server == 'far_server' else 'UTC_TIMESTAMP(6)'}")
     with Worker(jobs, engine, threads=3, listener=recorder):
         recorder.wait_for("job_finished", 3, timeout=90)
     waited = {kind: at - cut_at for kind, at in rows("SELECT job_type, finished_at FROM proletarian_archived_job")}

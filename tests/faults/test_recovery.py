@@ -14,10 +14,11 @@ import time
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 
-from sa_proletarian import Worker, vigil
+from sa_proletarian import Worker, metadata, vigil
+from sa_proletarian.mysql.beacons import MySQLLife, _lock
 
 HOUR = timedelta(hours=1)
 PATIENCE = 60
@@ -176,3 +177,90 @@ def test_the_workers_of_a_server_that_crashes_keep_their_jobs_and_go_on(
     go_on.set()
     recorder.wait_for("job_finished", 2, timeout=PATIENCE)
     assert (starts, recorder.named("claim_lost")) == ([1], [])
+
+
+# on MariaDB
+
+
+@pytest.fixture
+def there(mariadb_engine):
+    """Return an engine on a MariaDB that has the tables, and a function that gives its rows."""
+    metadata.create_all(mariadb_engine)
+
+    def rows(statement):
+        with mariadb_engine.begin() as connection:
+            result = connection.execute(text(statement))
+            return [tuple(row) for row in result] if result.returns_rows else []
+
+    rows("CREATE TABLE effect (what varchar(100))")
+    return mariadb_engine, rows
+
+
+TIED_THERE = "SELECT worker_id FROM proletarian_worker WHERE JSON_VALUE(detail, '$.tied')"
+
+
+@pytest.mark.slow
+def test_on_mariadb_too_the_jobs_of_a_process_that_dies_are_run_elsewhere(jobs, there, recorder):
+    engine, rows = there
+    command = [sys.executable, "-c", textwrap.dedent(WORKER), engine.url.render_as_string(hide_password=False)]
+    enqueue(jobs, engine, "idle", "holding")
+    seen = []
+    for job_type in ("idle", "holding"):
+        jobs.handler(job_type)(lambda session, job: seen.append((job.job_type, job.attempts, job.crashes)))
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert [process.stdout.readline() for _ in range(2)] == ["running\n"] * 2
+        until(rows, TIED_THERE, [("the other",)])
+        with Worker(jobs, engine, lease=HOUR, threads=2, listener=recorder) as worker:
+            until_watched(worker, "the other")
+            process.kill()
+            recorder.wait_for("job_finished", 2, timeout=PATIENCE)
+            until(rows, "SELECT count(*) FROM proletarian_worker WHERE worker_id = 'the other'", [(0,)])
+    assert sorted(seen) == [("holding", 1, 1), ("idle", 1, 1)]
+    assert rows("SELECT what FROM effect") == []
+
+
+@pytest.mark.slow
+def test_on_mariadb_a_worker_that_lives_keeps_its_jobs_though_its_feeders_connection_is_killed(
+    jobs, there, recorder, monkeypatch
+):
+    monkeypatch.setattr(MySQLLife, "grace", 20.0)
+    engine, rows = there
+    begun, go_on = threading.Event(), threading.Event()
+
+    @jobs.handler("long")
+    def long(session, job):
+        session.execute(text("INSERT INTO effect VALUES ('once')"))
+        begun.set()
+        assert go_on.wait(PATIENCE)
+
+    enqueue(jobs, engine, "long")
+    with Worker(jobs, engine, lease=HOUR, worker_id="the living", listener=recorder) as living:
+        assert begun.wait(PATIENCE)
+        until(rows, TIED_THERE, [("the living",)])
+        with Worker(jobs, engine, lease=HOUR, worker_id="watching", listener=recorder) as watching:
+            until_watched(watching, "the living")
+            lock = _lock(living._shift._feeder._connection, living._shift._feeder._vigil._place_of("the living"))
+            [(feeder,)] = rows(f"SELECT IS_USED_LOCK('{lock}')")
+            rows(f"KILL CONNECTION {feeder}")
+            until(rows, f"SELECT IS_USED_LOCK('{lock}') <> {feeder}", [(1,)])
+            deadline = time.monotonic() + PATIENCE
+            while "the living" in watching._shift._feeder._vigil._missed:
+                assert time.monotonic() < deadline
+            go_on.set()
+            recorder.wait_for("job_finished", timeout=PATIENCE)
+    assert recorder.named("claim_lost") == []
+    assert rows("SELECT what FROM effect") == [("once",)]
+
+
+@pytest.mark.slow
+def test_on_mariadb_the_server_ends_the_session_of_a_worker_that_says_nothing_more(jobs, there, recorder, monkeypatch):
+    """Nothing else there would tell a host that is gone from one that has nothing to say."""
+    monkeypatch.setattr("sa_proletarian.mysql.beacons.SILENCE", 1)
+    monkeypatch.setattr(vigil, "LOOK", 0.2)
+    engine, rows = there
+    with Worker(jobs, engine, lease=HOUR, worker_id="the quiet", listener=recorder, polling_interval=HOUR) as worker:
+        until(rows, TIED_THERE, [("the quiet",)])
+        lock = _lock(worker._shift._feeder._connection, worker._shift._feeder._vigil._place_of("the quiet"))
+        [(feeder,)] = rows(f"SELECT IS_USED_LOCK('{lock}')")
+        monkeypatch.setattr(vigil, "LOOK", 3600.0)
+        until(rows, f"SELECT count(*) FROM information_schema.processlist WHERE id = {feeder}", [(0,)])

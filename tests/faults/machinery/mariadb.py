@@ -28,11 +28,14 @@ def find_program() -> str | None:
 
 
 class MariaDB:
-    """A server; its user ``root`` needs no password."""
+    """A server; its user ``root`` needs no password.
 
-    def __init__(self, program: str, *options: str) -> None:
+    :param address: where it takes TCP connections as well, on port 3306; default: nowhere.
+    """
+
+    def __init__(self, program: str, *options: str, address: str | None = None) -> None:
         self._program = program
-        self._options = options
+        self._options = (*options, "--skip-networking" if address is None else f"--bind-address={address}")
         self.folder = Path(tempfile.mkdtemp(prefix="sa-proletarian-mariadb-", dir="/tmp"))
         folders = (self.folder, self.folder / "data", self.folder / "tmp")
         for path in folders[1:]:
@@ -64,7 +67,6 @@ class MariaDB:
         options = [
             *self._options,
             f"--socket={self.folder / 'socket'}",
-            "--skip-networking",
             f"--pid-file={self.folder / 'pid'}",
         ]
         self._process = subprocess.Popen(
