@@ -121,8 +121,11 @@ def by_scenario(runs: list[dict[str, Any]]) -> str:
 
         slowest = [run["counts"]["seconds_to_empty"] for run in these if "seconds_to_empty" in run["counts"]]
         injected = sum(sum(run["faults"].values()) for run in these)
-        steps = count("steps")
-        faults = f"{injected:,}" if scenario != "stateful" else f"{count('examples')} examples, {steps} steps"
+        faults = f"{injected:,}"
+        if scenario == "stateful":
+            faults = f"{count('examples')} examples, {count('steps')} steps"
+        if count("payloads") != "–":
+            faults += f", {count('payloads')} payloads"
         cells = [scenario, TITLES.get(scenario, ""), str(len(these)), faults, count("jobs"), count("starts"), count("lost")]
         cells += [count("duplicates"), f"{max(slowest)} s" if slowest else "–"]
         lines.append(f"| {' | '.join(cells)} |\n")

@@ -10,7 +10,7 @@ FORMS = ["threads", "async"]
 
 @pytest.mark.slow
 def test_killed_workers_lose_nothing_and_double_nothing(trial):
-    workers = [trial.start(form, up=False) for form in FORMS * trial.amount(1, 2)]
+    workers = [trial.start(form, up=False) for form in FORMS * (2 if trial.long else 1)]
     kills, jobs = trial.amount(6, 200), trial.amount(1, 100_000)
     with trial.filled(500 if trial.long else 100, together=25 if trial.long else 1) as enqueuer:
         for number in range(kills):

@@ -23,10 +23,19 @@ def crash(trial, server):
 
 def kill_backend(trial, server):
     """The death of one process makes the server end all sessions and recover."""
+    trial.wait_until(lambda: kill_one(trial))
+    trial.fault("kill -9 of a server process")
+
+
+def kill_one(trial):
+    """Kill the process of somebody's connection, if just now there is one."""
     with trial.engine.connect() as connection:
         pids = list(connection.scalars(BACKENDS))
-    trial.fault("kill -9 of a server process")
-    os.kill(trial.chance.choice(pids), signal.SIGKILL)
+    try:
+        os.kill(trial.chance.choice(pids), signal.SIGKILL)
+    except (IndexError, ProcessLookupError):
+        return False
+    return True
 
 
 def end_backend(trial, server):
@@ -43,7 +52,7 @@ def test_a_server_that_crashes_loses_nothing_and_doubles_nothing(make_trial, own
     trial = make_trial(server.url(), SCENARIO)
     workers = [trial.start(form, slots=4) for form in ("threads", "async")]
     trial.unlocked |= {worker.pid for worker in workers}  # a crash may forget a claim whose handler still runs
-    faults = [crash] * trial.amount(1, 20) + [kill_backend] * trial.amount(1, 20) + [end_backend] * trial.amount(5, 60)
+    faults = [crash] * trial.amount(1, 50) + [kill_backend] * trial.amount(1, 20) + [end_backend] * trial.amount(5, 60)
     trial.chance.shuffle(faults)
     with trial.filled(100, trial.enqueuer(most_ms=60)):
         for fault in faults:

@@ -18,17 +18,24 @@ def test_a_wire_that_breaks_loses_nothing_and_doubles_nothing(make_trial, proxie
     trial.unlocked |= {worker.pid for worker in workers}
     trial.start(slots=2)  # with a wire of its own, for what the others have lost meanwhile
     app = trial.make_engine(server.url().set(port=of_app.port), pool_pre_ping=True)
+    long_stall = 10 if trial.long else 2
     with trial.filled(60, trial.enqueuer(app), until_certain=True):
-        for number in range(1, trial.amount(12, 150) + 1):
-            for proxy, where in ((of_worker, "worker"), (of_app, "app")):
-                kind = trial.chance.choice([*Wire])
-                proxy.arm(kind, seconds=trial.amount(2, 5) if number % 5 == 0 else 0.3)
+        each = trial.amount(3, 150)  # on both sides: twice as many of each kind
+        for number, kinds in enumerate(zip(shuffled(trial, each), shuffled(trial, each), strict=True), 1):
+            for proxy, where, kind in ((of_worker, "worker", kinds[0]), (of_app, "app", kinds[1])):
+                proxy.arm(kind, seconds=long_stall if number % 5 == 0 else 0.3)
                 trial.fault(f"{kind} ({where})")
             of_worker.wait_until_fired(number)
             of_app.wait_until_fired(number)
     trial.finish()
     trial.check()
     assert trial.record.counts["unknown_enqueues"] == 0, "a second try under the same id tells what became of the first"
+
+
+def shuffled(trial, each):
+    kinds = [*Wire] * each
+    trial.chance.shuffle(kinds)
+    return kinds
 
 
 def behind(server, proxy):

@@ -19,7 +19,7 @@ def test_after_a_failover_to_a_standby_jobs_and_business_agree(make_trial, own_s
         workers = [trial.start(form, slots=3) for form in ("threads", "async")]
         trial.unlocked |= {worker.pid for worker in workers}
         with trial.filled(60, trial.enqueuer(most_ms=40)):
-            for _ in range(trial.amount(1, 10)):
+            for _ in range(trial.amount(1, 20 if synchronous else 10)):
                 pair.add_standby()
                 trial.pause(0.3, 1.0)
                 if not synchronous:

@@ -32,7 +32,7 @@ def test_through_pgbouncer_nothing_is_lost_when_it_is_killed(trial, program, dat
         trial.unlocked |= {worker.pid for worker in workers}
         app = trial.make_engine(bouncer.url(), pool_pre_ping=True, connect_args={"prepare_threshold": None})
         with trial.filled(60, trial.enqueuer(app), until_certain=True):
-            for number in range(trial.amount(3, 20)):
+            for number in range(trial.amount(3, 30)):  # every third one is a worker's
                 trial.pause(0.2, 0.8)
                 if number % 3 == 2:
                     trial.fault(f"kill -9 of a worker behind PgBouncer ({mode})")

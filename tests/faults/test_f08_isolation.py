@@ -17,12 +17,12 @@ def test_under_a_strict_default_deadlocking_jobs_all_take_effect_once(trial, dat
     trial.engine.dispose()
     assert trial._is_true(f"SELECT current_setting('transaction_isolation') = '{level}'")
     enqueuer = trial.enqueuer()
-    jobs = trial.amount(80, 2000)
+    jobs = trial.amount(80, 5000)
     for _ in range(jobs):
         enqueuer.put({"does": "updates", "rows": trial.chance.sample(range(1, 5), 2)})
     for form in ("threads", "async"):
         trial.start(form)
-    trial.finish(120)
+    trial.finish(1800 if trial.long else 120)
     verdict = trial.verdict()
     history = trial.history()
     # of six tries each ended in a deadlock: that is a failure, and retried as one

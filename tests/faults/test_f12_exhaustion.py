@@ -69,14 +69,15 @@ def test_an_app_that_uses_its_pool_up_takes_nothing_from_the_worker(
     trial = make_trial(database_url, SCENARIO, tables=False)
     engine = trial.make_engine(database_url, pool_size=1, max_overflow=0, pool_timeout=1)
     jobs.handler("job")(lambda session, job: session.execute(text("SELECT 1")))
-    with Session(tables) as session, session.begin():
-        for _ in range(50):
-            jobs.enqueue(session, "job")
-    with engine.connect():
-        trial.fault("the app's pool used up")
-        worker = start_worker(jobs, engine, threads=3)
-        recorder.wait_for("job_finished", 50)
-        assert worker.stop()
+    for times in range(1, trial.amount(1, 3) + 1):
+        with Session(tables) as session, session.begin():
+            for _ in range(50):
+                jobs.enqueue(session, "job")
+        with engine.connect():
+            trial.fault("the app's pool used up")
+            worker = start_worker(jobs, engine, threads=3)
+            recorder.wait_for("job_finished", 50 * times)
+            assert worker.stop()
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ def test_workers_that_were_paused_beyond_their_lease_do_nothing_twice(trial):
     workers = [trial.start(form, lease=0.5) for form in ("threads", "async")]
     trial.unlocked |= {worker.pid for worker in workers}
     with trial.filled(100):
-        for _ in range(trial.amount(4, 40)):
+        for _ in range(trial.amount(4, 50)):
             trial.pause(0.0, 0.3)
             sleeper = trial.chance.choice(workers)
             sleeper.signal(signal.SIGSTOP)

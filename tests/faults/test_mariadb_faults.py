@@ -6,6 +6,7 @@ not had in time undoes one statement only; what a dead worker had claimed comes 
 
 from __future__ import annotations
 
+import random
 import threading
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,6 +16,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from machinery.fuzz import alike, random_value
 from sa_proletarian import Proletarian, Worker
 
 pytestmark = [
@@ -40,9 +42,11 @@ def start(trial, form, **options):
 
 def test_killed_workers_lose_nothing_and_double_nothing(make):
     trial = make("F1")
-    workers = [start(trial, form, up=False) for form in FORMS]
-    with trial.filled(100):
-        for _ in range(trial.amount(3, 50)):
+    workers = [start(trial, form, up=False) for form in [*FORMS] * (2 if trial.long else 1)]
+    kills, jobs = trial.amount(3, 100), trial.amount(1, 50_000)
+    with trial.filled(500 if trial.long else 100, together=25 if trial.long else 1) as enqueuer:
+        for number in range(kills):
+            trial.wait_until(lambda due=jobs * number // kills: enqueuer.count >= due, 600)
             victim = trial.chance.choice(workers)
             victim.wait_until_up()
             trial.pause(0.05, 0.5)
@@ -61,10 +65,19 @@ def crash(trial, server):
 
 
 def kill_connection(trial, server):
+    trial.wait_until(lambda: kill_one(trial))
+    trial.fault("connection killed")
+
+
+def kill_one(trial):
+    """Kill somebody's connection, if just now there is one."""
     with trial.engine.connect() as connection:
         ids = list(connection.scalars(OTHERS))
-        trial.fault("connection killed")
-        connection.execute(text("KILL CONNECTION :id"), {"id": trial.chance.choice(ids)})
+        try:
+            connection.execute(text("KILL CONNECTION :id"), {"id": trial.chance.choice(ids)})
+        except (IndexError, SQLAlchemyError):
+            return False
+    return True
 
 
 def test_a_server_that_crashes_loses_nothing_and_doubles_nothing(make_trial, own_mariadb):
@@ -75,7 +88,7 @@ def test_a_server_that_crashes_loses_nothing_and_doubles_nothing(make_trial, own
     trial = make_trial(own_mariadb.url("trial"), "F2 MariaDB")
     workers = [start(trial, form, slots=4) for form in FORMS]
     trial.unlocked |= {worker.pid for worker in workers}  # its lease may end before its lost connection is noticed
-    faults = [crash] * trial.amount(1, 10) + [kill_connection] * trial.amount(5, 30)
+    faults = [crash] * trial.amount(1, 25) + [kill_connection] * trial.amount(5, 30)
     trial.chance.shuffle(faults)
     with trial.filled(100, trial.enqueuer(most_ms=60)):
         for fault in faults:
@@ -91,13 +104,13 @@ def test_deadlocks_take_no_half_of_a_job(make):
     """Also where the handler swallows what the server says: by then the first half of what it wrote is gone."""
     trial = make("F8")
     enqueuer = trial.enqueuer()
-    deeds = [trial.chance.choice(["updates", "swallows_updates", "swallows_updates"]) for _ in range(trial.amount(80, 1000))]
+    deeds = [trial.chance.choice(["updates", "swallows_updates", "swallows_updates"]) for _ in range(trial.amount(80, 2500))]
     for does in deeds:
         then = [20] if does == "swallows_updates" else []
         enqueuer.put({"does": does, "rows": trial.chance.sample(range(1, 6), 2), "between": 0.02, "then": then})
     for form in FORMS:
         start(trial, form, slots=2)  # more of them would deadlock some job more often than it is called again
-    trial.finish()
+    trial.finish(1800 if trial.long else 120)
     trial.check()
     silent = swallowed(trial, "1213")
     trial.record.faults["deadlock"] += max(0, names(trial).count("conflict_retried") - silent)
@@ -249,3 +262,23 @@ def test_rows_behind_the_apis_back_harm_nobody(make, recorder):
     assert refused == {"STRICT_TRANS_TABLES": REFUSED | {"a type too long"}, "": REFUSED | {"the id of zeros"}}, (
         "that of zeros is there by then"
     )
+
+
+def test_what_is_enqueued_comes_back_equal_or_is_refused_before_any_sql(make, recorder):
+    trial = make("F10")
+    chance, jobs, given, came, refused = random.Random(trial.record.seed), Proletarian(), {}, {}, 0
+    jobs.handler("fuzz")(lambda session, job: came.__setitem__(job.job_id, job.payload))
+    with Session(trial.engine) as session, session.begin():
+        for _ in range(trial.amount(300, 25_000)):
+            value = random_value(chance)
+            try:
+                given[jobs.enqueue(session, "fuzz", value, process_in=-timedelta(hours=1)).job_id] = value
+            except (TypeError, ValueError):
+                refused += 1
+    trial.record.counts["payloads"] = len(given) + refused
+    with Worker(jobs, trial.engine, threads=2, listener=recorder, polling_interval=timedelta(milliseconds=20)):
+        trial.wait_for("SELECT count(*) = 0 FROM proletarian_job", 1800 if trial.long else 120)
+    assert came.keys() == given.keys()
+    assert [(value, came[job_id]) for job_id, value in given.items() if not alike(value, came[job_id])] == []
+    trial.wait_for(f"SELECT count(*) = {len(given)} FROM proletarian_archived_job WHERE status = 'success'", 1)
+    assert refused > 0 and len(given) > refused / 4
