@@ -81,7 +81,7 @@ class Trial:
     """One run of a scenario.
 
     :ivar chance: all choices of the run come from it; its seed is printed and can be given again.
-    :ivar patience: for how long at most anything is waited for: little where a mutant is to be noticed.
+    :ivar patience: for how long anything is waited for while nothing changes: little where a mutant is to be noticed.
     """
 
     def __init__(
@@ -177,16 +177,29 @@ class Trial:
 
     def wait_for(self, condition: str, within: float = 120) -> None:
         """Ask the database until the answer is true."""
-        deadline = time.monotonic() + min(within, self.patience)
-        while not self._is_true(condition):
-            assert time.monotonic() < deadline, f"not in {within} s: {condition}; {self.state()}"
-            time.sleep(0.05)
+        self._wait(lambda: self._is_true(condition), within, 0.05, condition)
 
     def wait_until(self, condition: Callable[[], Any], within: float = 120) -> None:
-        deadline = time.monotonic() + min(within, self.patience)
+        self._wait(condition, within, 0.02)
+
+    def _wait(self, condition: Callable[[], Any], within: float, pause: float, what: str = "") -> None:
+        deadline = time.monotonic() + within
+        patience, seen = deadline, ""
         while not condition():
-            assert time.monotonic() < deadline, f"not in {within} s; {self.state()}"
-            time.sleep(0.02)
+            if math.isfinite(self.patience) and seen != (now := self._progress()):
+                seen, patience = now, time.monotonic() + self.patience
+            assert time.monotonic() < min(deadline, patience), f"not in {within} s: {what}; {self.state()}"
+            time.sleep(pause)
+
+    def _progress(self) -> str:
+        """Give what changes as long as workers work."""
+        jobs = "SELECT count(*), sum(attempts), sum(crashes) FROM proletarian_job"
+        try:
+            with self.engine.begin() as connection:
+                archived = connection.scalar(text("SELECT count(*) FROM proletarian_archived_job"))
+                return f"{archived} {connection.execute(text(jobs)).one()}"
+        except Exception:
+            return ""
 
     def stop(self) -> None:
         """End the workers that still run as an administrator does."""
