@@ -39,6 +39,8 @@ _ERRORS = frozenset(
     }
 )
 
+_WARNINGS = frozenset({"dead_rows_kept"})
+
 
 class Named(Protocol):
     """What an event is to this room: a dataclass with a name."""
@@ -50,7 +52,7 @@ class Named(Protocol):
 def log_event(event: Named) -> None:
     """Write ``event`` to the logger ``sa_proletarian``: the default listener.
 
-    Errors and ``not_retrying`` are ``ERROR``, polling is ``DEBUG``, the rest ``INFO``.
+    Errors and ``not_retrying`` are ``ERROR``, ``dead_rows_kept`` is ``WARNING``, polling is ``DEBUG``, the rest ``INFO``.
     The fields of the event are in ``record.proletarian``, a dict, for structured formatters; errors are described there.
     """
     if logs(event):
@@ -68,6 +70,8 @@ def level_of(event: Named | type[Named]) -> int:
     """Give the ``logging`` level at which the default listener writes ``event``."""
     if event.name in _ERRORS:
         return logging.ERROR
+    if event.name in _WARNINGS:
+        return logging.WARNING
     return logging.DEBUG if event.name == "polling_for_jobs" else logging.INFO
 
 

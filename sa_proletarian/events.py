@@ -208,6 +208,15 @@ class UnknownJobTypes(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeadRowsKept(Event):
+    """Something old keeps about so many dead ``rows`` of the job table from being removed, which makes it slower to read."""
+
+    holder: str
+    age: timedelta
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SqlTransientException(Event):
     """The database is away or busy; the worker tries again after ``delay``."""
 

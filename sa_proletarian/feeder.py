@@ -21,6 +21,7 @@ from .dialects import trouble
 from .errors import ConfigurationError
 from .execution import STALE, Execution
 from .listening import Ears
+from .old_snapshots import OldSnapshots
 from .outcomes import INTERRUPTED, Ruling
 from .overtime import Overtime
 from .polling import LONGEST_WAIT, FinishRate, back_off, enough, wanted
@@ -78,6 +79,7 @@ class Feeder:
         self._rate = FinishRate()
         self._solitude = Solitude(self._lease)
         self._unknown_types = UnknownTypes(execution.transactions, self._emit)
+        self._old_snapshots = OldSnapshots(execution.transactions, self._emit, ears.place)
         self._next_give_back = self._next_look_at_leases = 0.0
         self._deadline: float | None = None
         self._cancelled_at: float | None = None
@@ -137,6 +139,7 @@ class Feeder:
             self._requests.leave(connection)
         else:
             self._heed_requests(connection)
+            self._old_snapshots.look(connection)
             self._progress.show(connection, self._outstanding)
             self._presence.show(connection, idle=self._is_idle(), tied=self._vigil.ties(hears=self._ears.hear))
             if self._vigil.look(connection):
