@@ -158,7 +158,11 @@ def _check_overlaps(history: History, verdict: Verdict) -> None:
             continue
         before = running.get(line["job"])
         if before is not None and not _is_over(before, line, history):
-            verdict.add("ran twice at once", f"{line['job']}: {before['pid']} and {line['pid']}")
+            ended = history.ended.get(before["pid"])
+            end = "goes on" if ended is None else f"ended after {ended - before['at']:.3f} s"
+            first = f"{before['pid']} ({end})"
+            second = f"{line['pid']} ({line['at'] - before['at']:.3f} s later)"
+            verdict.add("ran twice at once", f"{line['job']}: {first} and {second}")
         running[line["job"]] = line
 
 

@@ -53,6 +53,7 @@ class Process:
 
     def kill(self) -> None:
         """Kill it as ``kill -9`` does."""
+        self._trial.ended.setdefault(self.pid, time.monotonic())  # whoever notices it may be faster than we are
         self._popen.kill()
         self._ended()
 
