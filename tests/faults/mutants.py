@@ -457,7 +457,7 @@ MUTANTS = [
         "vigil",
         "alive = self._life.burning(connection, [self._place_of(name) for name in names])",
         "alive: set[str] = set()",
-        "tests/faults/test_recovery.py",
+        "tests/faults/test_recovery.py::test_a_worker_that_lives_is_not_taken_for_dead_by_one_that_looks_often",
     ),
 ]
 

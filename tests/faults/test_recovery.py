@@ -143,6 +143,34 @@ def test_a_worker_that_lives_keeps_its_jobs_though_all_its_connections_are_ended
     assert (starts, recorder.named("claim_lost")) == ([1], [])
 
 
+def test_a_worker_that_lives_is_not_taken_for_dead_by_one_that_looks_often(
+    jobs, tables, start_worker, recorder, rows, monkeypatch
+):
+    for name, seconds in (("LOOK", 0.1), ("GRACE", 0.3), ("AWAY", 0.0)):
+        monkeypatch.setattr(vigil, name, seconds)
+    begun, go_on, starts = threading.Event(), threading.Event(), []
+
+    @jobs.handler("long")
+    def long(session, job):
+        starts.append(job.attempts)
+        begun.set()
+        assert go_on.wait(PATIENCE)
+
+    with Worker(jobs, tables, lease=HOUR, worker_id="the living", listener=recorder):
+        enqueue(jobs, tables, "long")
+        assert begun.wait(PATIENCE)
+        until(rows, TIED, [(1,)])
+        watching, looks = start_worker(jobs, lease=HOUR)._shift._feeder._vigil, set()
+        deadline = time.monotonic() + PATIENCE
+        while len(looks) < 15 and len(starts) == 1:
+            looks.add(watching._next_look)
+            assert time.monotonic() < deadline
+            threading.Event().wait(0.02)
+        go_on.set()
+        recorder.wait_for("job_finished", timeout=PATIENCE)
+    assert (starts, recorder.named("claim_lost")) == ([1], [])
+
+
 def test_a_worker_that_may_not_be_woken_is_left_to_its_lease(jobs, tables, start_worker, recorder, rows):
     """It shows no beacon, and so nobody may conclude anything from there being none."""
     with Worker(jobs, tables, wake=False, worker_id="the silent", listener=recorder):
