@@ -48,7 +48,7 @@ def make_trial(request, pytestconfig, tmp_path, seed):
         record = Record(scenario, request.node.name, option.faults, seed, option.postgresql)
         folder = tmp_path / f"trial{len(trials)}"
         folder.mkdir()
-        patience = 10 if pytestconfig.getoption("turns", 0) else math.inf  # so many seconds, for mutants.py
+        patience = 6 if pytestconfig.getoption("turns", 0) else math.inf  # so many seconds, for mutants.py
         trial = Trial(url, folder, record, long=option.faults == "long", scale=option.scale, patience=patience)
         trials.append(trial)
         if tables:

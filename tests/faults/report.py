@@ -168,7 +168,8 @@ def draw_mutants(runs: list[dict[str, Any]], names: list[str]) -> str:
             best[run["mutant"]] = run
     caught = sum(run["caught"] >= run["runs"] * 19 / 20 for run in best.values())
     twenty = sum(run["runs"] >= 20 for run in best.values())
-    missing = "".join(f" Not tried: {name}." for name in names if name not in best)
+    missing = ", ".join(name for name in names if name not in best)
+    missing = f" Not tried: {missing}." if missing else ""
     lines = [
         MUTANT_HEAD,
         f"**{caught} of {len(names)} mutants were caught**; {twenty} of them were tried with 20 seeds.{missing}\n\n",

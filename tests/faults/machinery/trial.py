@@ -187,8 +187,10 @@ class Trial:
         deadline = time.monotonic() + within
         patience, seen = deadline, ""
         while not condition():
-            if math.isfinite(self.patience) and seen != (now := self._progress()):
-                seen, patience = now, time.monotonic() + self.patience
+            if math.isfinite(self.patience):
+                pause = 0.2
+                if seen != (now := self._progress()):
+                    seen, patience = now, time.monotonic() + self.patience
             assert time.monotonic() < min(deadline, patience), f"not in {within} s: {what}; {self.state()}"
             time.sleep(pause)
 
