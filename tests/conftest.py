@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import subprocess
 import threading
@@ -18,7 +17,7 @@ import pytest
 import sqlalchemy
 from sqlalchemy import URL, Engine, create_engine, text
 
-from machinery.mariadb import MISSING, MariaDB, find_program
+from machinery.mariadb import MariaDB, running
 from sa_proletarian import Proletarian, Worker, metadata, overdue
 from sa_proletarian.embedded import EmbeddedPostgres, EmbeddedPostgresError, find_programs
 from sa_proletarian.events import Event
@@ -113,12 +112,8 @@ def engine(database_url: URL) -> Iterator[Engine]:
 @pytest.fixture(scope="session")
 def mariadb() -> Iterator[MariaDB]:
     """Return a MariaDB server; without one the test is skipped, or fails where ``SA_PROLETARIAN_REQUIRE_ALL`` is set."""
-    program = find_program()
-    if program is None:
-        (pytest.fail if os.environ.get("SA_PROLETARIAN_REQUIRE_ALL") else pytest.skip)(MISSING)
-    server = MariaDB(program)
-    yield server
-    server.close()
+    with running() as server:
+        yield server
 
 
 @pytest.fixture

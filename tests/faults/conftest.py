@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 import secrets
 from pathlib import Path
 
 import pytest
 
-from machinery.mariadb import MISSING, MariaDB, find_program
+from machinery.mariadb import running
 from machinery.proxy import Proxy
 from machinery.record import Record
 from machinery.trial import Trial
@@ -45,7 +44,7 @@ def make_trial(request, pytestconfig, tmp_path, seed):
 
     def make(url, scenario, *, tables=True):
         option = pytestconfig.option
-        record = Record(scenario, request.node.name, option.faults, seed, option.postgresql)
+        record = Record(scenario, request.node.name, option.faults, seed, {"postgresql": option.postgresql})
         folder = tmp_path / f"trial{len(trials)}"
         folder.mkdir()
         patience = 6 if pytestconfig.getoption("turns", 0) else math.inf  # so many seconds, for mutants.py
@@ -53,9 +52,9 @@ def make_trial(request, pytestconfig, tmp_path, seed):
         trials.append(trial)
         if tables:
             trial.set_up()
-        if trial.engine.dialect.name == "mariadb":
+        if (name := trial.engine.dialect.name) != "postgresql":
             with trial.engine.connect():
-                record.mariadb = ".".join(str(part) for part in trial.engine.dialect.server_version_info[:3])
+                record.server = {name: ".".join(str(part) for part in trial.engine.dialect.server_version_info[:3])}
         return trial
 
     yield make
@@ -103,12 +102,8 @@ def own_server(pytestconfig):
 @pytest.fixture
 def own_mariadb():
     """Return a MariaDB server of this test's own; without one the test is skipped, or fails where all is required."""
-    program = find_program()
-    if program is None:
-        (pytest.fail if os.environ.get("SA_PROLETARIAN_REQUIRE_ALL") else pytest.skip)(MISSING)
-    server = MariaDB(program)
-    yield server
-    server.close()
+    with running() as server:
+        yield server
 
 
 @pytest.fixture

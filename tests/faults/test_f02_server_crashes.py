@@ -53,12 +53,6 @@ def test_a_server_that_crashes_loses_nothing_and_doubles_nothing(make_trial, own
     workers = [trial.start(form, slots=4) for form in ("threads", "async")]
     trial.unlocked |= {worker.pid for worker in workers}  # a crash may forget a claim whose handler still runs
     faults = [crash] * trial.amount(1, 50) + [kill_backend] * trial.amount(1, 20) + [end_backend] * trial.amount(5, 60)
-    trial.chance.shuffle(faults)
-    with trial.filled(100, trial.enqueuer(most_ms=60)):
-        for fault in faults:
-            trial.pause(0.1, 0.6)
-            trial.wait_for("SELECT count(*) > 0 FROM proletarian_job")  # it answers again, and there is work
-            fault(trial, server)
-    trial.wait_for("SELECT true")
+    trial.suffer(faults, server, trial.enqueuer(most_ms=60))
     trial.finish()
     trial.check()

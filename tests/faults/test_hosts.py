@@ -19,7 +19,7 @@ import pytest
 from sqlalchemy import URL, create_engine, text
 from sqlalchemy.orm import Session
 
-from machinery.mariadb import MISSING, find_program
+from machinery.mariadb import required_program
 from sa_proletarian import Worker, metadata
 
 PROMISE, SLACK = timedelta(seconds=15), timedelta(seconds=5)
@@ -94,7 +94,7 @@ WORKER = """
     def busy(session, job):
         write(session, job)
         say("inside")
-        session.execute(text("SELECT SLEEP(3600)" if url.startswith("mariadb") else "SELECT pg_sleep(3600)"))
+        session.execute(text("SELECT SLEEP(3600)" if url.startswith("m") else "SELECT pg_sleep(3600)"))
 
     @jobs.handler("before-its-first-use")
     def unheld(session, job):
@@ -237,10 +237,7 @@ def far_server(start, network, pytestconfig):
 @pytest.fixture
 def far_mariadb(start, network):
     """Return the URLs by which a MariaDB on a host of its own is reached: over the wire, and from here."""
-    program = find_program()
-    if program is None:
-        (pytest.fail if os.environ.get("SA_PROLETARIAN_REQUIRE_ALL") else pytest.skip)(MISSING)
-    server = start(MARIADB, str(Path(__file__).parent), program, SERVER_ADDRESS, on=network.server)
+    server = start(MARIADB, str(Path(__file__).parent), required_program(), SERVER_ADDRESS, on=network.server)
     query = {"unix_socket": server.stdout.readline().strip()}
     wire = URL.create("mariadb+pymysql", "app", "secret", SERVER_ADDRESS, 3306, "app")
     yield wire, URL.create("mariadb+pymysql", "app", "secret", "localhost", database="app", query=query)

@@ -16,6 +16,7 @@ from sqlalchemy import text
 
 from sa_proletarian import Proletarian, outcomes
 from sa_proletarian.lifecycle import Lifecycle
+from sa_proletarian.transactions import FINISH_SETTINGS
 
 SCENARIO = "stateful"
 LEASES = [timedelta(hours=1), timedelta(hours=2), timedelta(hours=3)]
@@ -175,6 +176,26 @@ class Interleavings(RuleBasedStateMachine):
             self._settled(job, ruling)
         worker.claims.remove(claim)
         worker.held, worker.written = None, 0
+
+    @precondition(lambda self: any(worker.claims for worker in self.workers))
+    @rule(number=WORKERS, which=ANY, count=st.integers(1, 4))
+    def finish_all(self, number, which, count):
+        """Archive several jobs in one round trip, as a worker does whose handlers have not used their sessions."""
+        worker = self.workers[number]
+        locked = {other.held.job_id for other in self.workers if other.held is not None}
+        free = [claim for claim in worker.claims if claim.job_id not in locked]
+        if worker.held is not None or not free:
+            return
+        first = which % len(free)
+        claims = {claim.job_id: claim for claim in (free[first:] + free[:first])[:count]}
+        assert self.verbs.finishes_by_script(worker.connection)
+        with worker.connection.begin():
+            missing = self.verbs.finish_all_by_script(worker.connection, [*claims.values()], settings=FINISH_SETTINGS)
+        assert set(missing) == {job_id for job_id, claim in claims.items() if not self._is_valid(claim)}
+        for job_id, claim in claims.items():
+            worker.claims.remove(claim)
+            if job_id not in missing:
+                self._settled(self.model[job_id], outcomes.RETURNED)
 
     def _settled(self, job, ruling):
         fate = ruling.fate

@@ -35,7 +35,7 @@ WORKER = """
     form, url = sys.argv[1:3]
     jobs = Proletarian()
     write = text("INSERT INTO effect VALUES ('never')")
-    wait = text("SELECT SLEEP(3600)" if url.startswith("mariadb") else "SELECT pg_sleep(3600)")
+    wait = text("SELECT SLEEP(3600)" if url.startswith("m") else "SELECT pg_sleep(3600)")
 
     if form == "threads":
         @jobs.handler("in-SQL")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -20,8 +19,10 @@ from sqlalchemy.orm import Session
 from sa_proletarian import Proletarian
 
 from .ledger import Ledger
+from .waiting import until
 
 BUSINESS = text("INSERT INTO business (job_id) VALUES (:job_id)")
+LONG_ENOUGH = 20.0
 LEFT = text("SELECT count(*) FROM proletarian_job")
 
 USUAL = (
@@ -68,10 +69,14 @@ class Enqueuer:
         batch = {str(uuid4()): payload for payload in payloads}
         outcome = self._once(batch, options)
         tries = 1
-        while until_certain and outcome == "unknown" and tries < 40:
-            time.sleep(0.1)
-            outcome = self._once(batch, options, again=True)
-            tries += 1
+
+        def is_certain() -> bool:
+            nonlocal outcome, tries
+            outcome, tries = self._once(batch, options, again=True), tries + 1
+            return outcome != "unknown"
+
+        if until_certain and outcome == "unknown":
+            until(is_certain, LONG_ENOUGH)
         for job_id, payload in batch.items():
             self._ledger.write(what="enqueued", job=job_id, payload=payload, outcome=outcome, tries=tries)
         self.count += len(batch)

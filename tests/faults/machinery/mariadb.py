@@ -1,4 +1,7 @@
-"""A MariaDB server of the tests' own: on a unix socket in a folder of its own, as an ordinary user, gone at the end."""
+"""A MariaDB server of the tests' own: on a unix socket in a folder of its own, as an ordinary user, gone at the end.
+
+``SA_PROLETARIAN_MYSQLD`` names the program of MySQL that is to stand in its place.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +11,47 @@ import signal
 import subprocess
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from sqlalchemy import URL
 
 PROGRAM = "mariadbd"
+MYSQL = "SA_PROLETARIAN_MYSQLD"
 MISSING = "MariaDB is not installed (Debian: apt-get install mariadb-server-core)"
 
 _SCRIPTS = ("mysql_system_tables.sql", "mysql_performance_tables.sql", "mysql_system_tables_data.sql")
 _NOBODY: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
-_OPTIONS = ("--no-defaults", "--innodb-log-file-size=16M", "--innodb-buffer-pool-size=64M", "--skip-innodb-use-native-aio")
+_OPTIONS = ("--no-defaults", "--innodb-buffer-pool-size=64M", "--skip-innodb-use-native-aio")
+_MARIADBS = ("--innodb-log-file-size=16M",)
+_MYSQLS = ("--innodb-redo-log-capacity=32M", "--mysqlx=OFF", "--disable-log-bin", "--secure-file-priv=NULL")
 _READY = "ready for connections"
 
 
 def find_program() -> str | None:
     """Give the server's program, where it is installed."""
-    return shutil.which(PROGRAM, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    return os.environ.get(MYSQL) or shutil.which(PROGRAM, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+
+
+def required_program() -> str:
+    """Give the server's program; without one the test is skipped, or fails where ``SA_PROLETARIAN_REQUIRE_ALL`` is set."""
+    program = find_program()
+    if program is None:
+        (pytest.fail if os.environ.get("SA_PROLETARIAN_REQUIRE_ALL") else pytest.skip)(MISSING)
+    return program
+
+
+@contextmanager
+def running(*options: str) -> Iterator[MariaDB]:
+    """Have a server for as long as the context lasts."""
+    server = MariaDB(required_program(), *options)
+    try:
+        yield server
+    finally:
+        server.close()
 
 
 class MariaDB:
@@ -47,17 +74,28 @@ class MariaDB:
         self.start()
 
     @property
+    def is_mysql(self) -> bool:
+        return self._program == os.environ.get(MYSQL)
+
+    @property
     def _command(self) -> list[str]:
         # in a folder that they share, one server removes the temporary tables of another
-        return [self._program, *_OPTIONS, f"--datadir={self.folder / 'data'}", f"--tmpdir={self.folder / 'tmp'}"]
+        own = _MYSQLS if self.is_mysql else _MARIADBS
+        return [self._program, *_OPTIONS, *own, f"--datadir={self.folder / 'data'}", f"--tmpdir={self.folder / 'tmp'}"]
 
     def _fill(self) -> None:
         """Make the server's own tables."""
+        if self.is_mysql:
+            self._bootstrap("--initialize-insecure", "")
+            return
         folder = Path("/usr/share/mysql")
         head = "CREATE DATABASE mysql;\nUSE mysql;\nSET @auth_root_socket = NULL;\nSET @current_hostname = 'localhost';\n"
         script = head + "\n".join((folder / name).read_text() for name in _SCRIPTS)
+        self._bootstrap("--bootstrap", script)
+
+    def _bootstrap(self, how: str, script: str) -> None:
         made = subprocess.run(
-            [*self._command, "--bootstrap"], input=script, text=True, capture_output=True, cwd="/", check=False, **_user()
+            [*self._command, how], input=script, text=True, capture_output=True, cwd="/", check=False, **_user()
         )
         if made.returncode:
             raise AssertionError(made.stderr[-5000:])
@@ -104,6 +142,8 @@ class MariaDB:
 
     def url(self, database: str = "mysql", drivername: str = "mariadb+pymysql") -> URL:
         """Give the URL of one of its databases."""
+        if self.is_mysql:
+            drivername = drivername.replace("mariadb+", "mysql+")
         query = {"unix_socket": str(self.folder / "socket")}
         return URL.create(drivername, "root", host="localhost", database=database, query=query)
 

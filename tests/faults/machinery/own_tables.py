@@ -42,3 +42,4 @@ SPELLINGS = {
     "postgresql": Spelling("SELECT 1/0", "SELECT pg_sleep(:s)"),
     "mariadb": Spelling("SELECT no_such_column", "SELECT SLEEP(:s)"),
 }
+SPELLINGS["mysql"] = SPELLINGS["mariadb"]

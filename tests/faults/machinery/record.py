@@ -23,8 +23,7 @@ class Record:
     test: str
     form: str
     seed: int
-    postgresql: int
-    mariadb: str | None = None
+    server: dict[str, Any]
     faults: Counter[str] = field(default_factory=Counter)
     counts: dict[str, Any] = field(default_factory=dict)
     begun: float = field(default_factory=time.monotonic)
@@ -42,7 +41,7 @@ class Record:
             "seconds": round(time.monotonic() - self.begun, 1),
             "python": platform.python_version(),
             "sqlalchemy": sqlalchemy.__version__,
-            **({"postgresql": self.postgresql} if self.mariadb is None else {"mariadb": self.mariadb}),
+            **self.server,
             "faults": dict(sorted(self.faults.items())),
             "counts": self.counts,
             "passed": passed,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from typing import Any
 
 from sqlalchemy import URL, create_engine, text
 
 from sa_proletarian.embedded import EmbeddedPostgres
 from sa_proletarian.embedded_cluster import _free_port
+
+from .waiting import until
 
 
 class Pair:
@@ -96,7 +97,4 @@ class Pair:
             engine.dispose()
 
     def _wait_for(self, condition: str, within: float = 60) -> None:
-        deadline = time.monotonic() + within
-        while not self._sql(self._port, condition):
-            assert time.monotonic() < deadline, condition
-            time.sleep(0.1)
+        until(lambda: self._sql(self._port, condition), within, lambda: condition)

@@ -162,6 +162,16 @@ class Trial:
     def fault(self, kind: str) -> None:
         self.record.faults[kind] += 1
 
+    def suffer(self, faults: list[Callable[[Trial, Any], None]], server: Any, enqueuer: Enqueuer) -> None:
+        """Have the faults happen to ``server`` in any order, each while there is work."""
+        self.chance.shuffle(faults)
+        with self.filled(100, enqueuer):
+            for fault in faults:
+                self.pause(0.1, 0.6)
+                self.wait_for("SELECT count(*) > 0 FROM proletarian_job")  # it answers again, and there is work
+                fault(self, server)
+        self.wait_for("SELECT 1 = 1")
+
     def pause(self, shortest: float, longest: float) -> None:
         """Let a random time pass before the next fault."""
         time.sleep(self.chance.uniform(shortest, longest))
