@@ -15,7 +15,7 @@ BATCH_SPAN = 0.25
 """A claim fetches what is finished in about so many seconds: short enough that no job grows old in a worker's memory."""
 LARGEST_BATCH = 500
 MANY = 5
-"""So many jobs in a twentieth of a second were no chance."""
+"""So many jobs in a twentieth of a second were no chance; nor so many of each slot in a hundredth."""
 LONGEST_WAIT = 1.0
 """A claimed job that has waited so many seconds behind busy slots is given back, for others to take."""
 
@@ -43,8 +43,11 @@ class FinishRate:
     """Jobs finished per second, as a moving average that forgets half of what it knows in ``half_life`` seconds.
 
     When many jobs are finished faster than that, it follows at once: after a pause a worker need not find its pace again.
+
+    :param slots: so many jobs that run side by side may end at one time, which says nothing.
     """
 
+    slots: int = 1
     half_life: float = 1.0
     per_second: float = 0.0
     _since: float | None = None
@@ -56,7 +59,7 @@ class FinishRate:
             self._since = now
         self._count += count
         span = now - self._since
-        if span >= 0.05:
+        if span >= 0.05 or (span >= 0.01 and self._count >= MANY * self.slots):
             weight, seen = 0.5 ** (span / self.half_life), self._count / span
             rising = self._count >= MANY and seen > self.per_second
             self.per_second = seen if rising else self.per_second * weight + seen * (1 - weight)

@@ -94,6 +94,20 @@ def test_a_first_job_alone_says_nothing_about_the_rate():
     assert rate.per_second == 0
 
 
+def test_a_hundredth_of_a_second_says_enough_of_a_slot_that_ends_job_after_job():
+    rate = FinishRate(slots=2)
+    rate.finished(0, 0.0)
+    rate.finished(10, 0.01)
+    assert rate.per_second == pytest.approx(1_000)
+
+
+def test_jobs_that_run_side_by_side_and_end_at_one_time_do_not_make_a_rate():
+    rate = FinishRate(slots=20)
+    rate.finished(0, 0.0)
+    rate.finished(20, 0.02)
+    assert rate.per_second == 0
+
+
 @given(st.lists(st.tuples(st.integers(0, 1000), st.floats(0, 100)), max_size=30))
 def test_the_finish_rate_is_never_negative_nor_above_the_fastest_moment(steps):
     rate, now = FinishRate(), 0.0
@@ -101,7 +115,7 @@ def test_the_finish_rate_is_never_negative_nor_above_the_fastest_moment(steps):
     for count, span in steps:
         now += span
         rate.finished(count, now)
-        fastest = max(fastest, 30_000 / 0.05)
+        fastest = max(fastest, 30_000 / 0.01)
         assert 0 <= rate.per_second <= fastest
 
 
