@@ -129,7 +129,9 @@ class AsyncExecution(Execution):
             error = await self._called_here(registration, session, run)
         if _is_over(run.hold, session) and (error is None or trouble(error) is not Trouble.CONFLICT):
             run.hold.abandon()
-            return self._end(run, error)
+            report = self._end(run, error)
+            run.lighten()
+            return report
         if isinstance(error, GeneratorExit) and not _can_wait(run):  # the handler's own, or the end of the loop
             raise error
         return await _undisturbed(context, self._close_and_end, run, session, error)
@@ -152,6 +154,7 @@ class AsyncExecution(Execution):
             return self._end(run, self._call_until_no_conflict(run, error))
         finally:
             run.hold.close()
+            run.lighten()
 
     def _is_ctrl_c(self, error: BaseException) -> bool:
         return False  # on an event loop SIGINT is nothing that a handler could meet

@@ -91,6 +91,7 @@ class Execution:
             return self._end(run, error)
         finally:
             run.hold.close()
+            run.lighten()
 
     def begin(self, run: Run) -> Report | None:
         """Take note that ``run`` begins; give the report of one that need not."""
@@ -198,6 +199,8 @@ class Execution:
     # rule -------------------------------------------------------------------------------------------------------------
 
     def _rule(self, run: Run, error: BaseException | None) -> Ruling:
+        if error is None and run.asked is None and run.hold.is_untouched:
+            return outcomes.RETURNED  # nearly all short jobs
         if run.hold.lost:
             return outcomes.claim_lost(error)
         if run.asked is not None and self._ended_early(run, error):
@@ -428,7 +431,7 @@ def flush(session: Any, run: Run) -> None:
 
 def _refuse_coroutine(result: object) -> None:
     """Take a function that only returns a coroutine for what it is: nothing has been done."""
-    if isinstance(result, Coroutine):
+    if result is not None and isinstance(result, Coroutine):
         result.close()
         raise TypeError("the handler returned a coroutine that nobody awaits; make it an async def function")
 

@@ -21,6 +21,7 @@ from .dialects import trouble
 from .errors import ConfigurationError
 from .execution import STALE, Execution
 from .listening import Ears
+from .meanwhile import Meanwhile
 from .old_snapshots import OldSnapshots
 from .outcomes import INTERRUPTED, Ruling
 from .overtime import Overtime
@@ -29,7 +30,7 @@ from .presence import Presence
 from .progress import Progress
 from .requests import Requests
 from .rest import Rest
-from .runs import Report, Run
+from .runs import Report, Run, Settled
 from .sessions import throw_away
 from .setbacks import OnPollingError as OnPollingError
 from .setbacks import Setbacks
@@ -70,13 +71,14 @@ class Feeder:
         self._vigil = Vigil(execution.transactions, self._presence, ears.place, listens=ears.listen)
         self._requests = Requests(execution.transactions, self._presence)
         self._progress = Progress(execution.transactions, self._presence)
+        self._meanwhile = Meanwhile(execution.transactions)
         self._connection: Connection | None = None
         self._wake = threading.Event()
-        self._ended: deque[tuple[Run, Report | None]] = deque()
+        self._ended: deque[Run | Report] = deque()
         self._outstanding: set[Run] = set()
         self._enough = _NEVER_ENOUGH
         self._pending: dict[Run, Report] = {}
-        self._rate = FinishRate()
+        self._rate = FinishRate(slots)
         self._solitude = Solitude(self._lease)
         self._unknown_types = UnknownTypes(execution.transactions, self._emit)
         self._old_snapshots = OldSnapshots(execution.transactions, self._emit, ears.place)
@@ -90,7 +92,7 @@ class Feeder:
 
     def ended(self, run: Run, report: Report | None) -> None:
         """Take note that a handler thread is done with ``run``, and of what is left to settle."""
-        self._ended.append((run, report))
+        self._ended.append(run if report is None else report)
         if report is None and len(self._outstanding) - len(self._ended) > self._enough:
             return  # nothing to settle, and enough to do: to wake a thread costs more than a small job
         if not self._wake.is_set():
@@ -123,15 +125,16 @@ class Feeder:
         self._collect()
         connection = self._connected()
         self._end_overtime(connection)
-        self._settle(connection)
         self._renew(connection)
         if self._stopping:
+            self._meanwhile.close()
+            self._settle(connection)
             self._ears.end()
             self._rest.show_nothing(connection)
             self._wind_down(connection)
         else:
             self._give_back_old()
-            self._claim(connection)
+            self._settle_and_claim(connection)
         self._setbacks.overcome()
         if self._done:
             self._progress.leave(connection)
@@ -163,12 +166,13 @@ class Feeder:
     def _collect(self) -> None:
         count = 0
         while self._ended:
-            run, report = self._ended.popleft()
+            ended = self._ended.popleft()
             count += 1
+            run = ended.run if isinstance(ended, Report) else ended
             if run in self._outstanding:  # else it was given up when the worker stopped
                 self._outstanding.remove(run)
-                if report is not None:
-                    self._pending[run] = report
+                if isinstance(ended, Report):
+                    self._pending[run] = ended
         self._rate.finished(count, clock.monotonic())
 
     def _pause(self) -> None:
@@ -190,6 +194,17 @@ class Feeder:
         return min(due)
 
     # claim ------------------------------------------------------------------------------------------------------------
+
+    def _settle_and_claim(self, connection: Connection) -> None:
+        """Settle, then claim; or claim while what has returned is settled on another connection."""
+        if self._rest.is_over(clock.monotonic()) and self._wanted():
+            self._meanwhile.send(connection, self._due())
+        try:
+            self._settle(connection)
+            self._claim(connection)
+        finally:
+            for settled in self._meanwhile.wait():
+                self._conclude(settled)
 
     def _wanted(self) -> int:
         if self._solitude.forbids(self._outstanding, self._pending, clock.monotonic()):
@@ -251,20 +266,27 @@ class Feeder:
     # settle, renew ----------------------------------------------------------------------------------------------------
 
     def _settle(self, connection: Connection) -> None:
-        now = clock.monotonic()
-        due = [report for report in self._pending.values() if report.not_before <= now]
+        under_way = {*self._meanwhile.under_way}
+        due = [report for report in self._due() if report not in under_way]
         if not due:
             return
         try:
             for settled in self._transactions.settle(connection, due):
-                del self._pending[settled.run]
-                self._conclusion.announce(settled)
-                if self._conclusion.wants_callback(settled):
-                    self._tray.put([settled])
+                self._conclude(settled)
         except Exception as error:
             if trouble(error) in SYSTEMIC or isinstance(error, ConfigurationError):
                 raise
             self._put_off([report for report in due if report.run in self._pending], error)
+
+    def _due(self) -> list[Report]:
+        now = clock.monotonic()
+        return [report for report in self._pending.values() if report.not_before <= now]
+
+    def _conclude(self, settled: Settled) -> None:
+        del self._pending[settled.run]
+        self._conclusion.announce(settled)
+        if self._conclusion.wants_callback(settled):
+            self._tray.put([settled])
 
     def _put_off(self, reports: Iterable[Report], error: Exception) -> None:
         """What the database refuses to settle is tried again later, so that it does not hold up the others."""
@@ -331,6 +353,7 @@ class Feeder:
         return self._connection
 
     def _disconnect(self) -> None:
+        self._meanwhile.close()
         connection, self._connection = self._connection, None
         if connection is not None:
             with suppress(Exception):

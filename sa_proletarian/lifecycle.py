@@ -48,13 +48,14 @@ class Claim:
     """
 
     __slots__ = (
+        "_holder",
+        "_job_id",
         "_row",
         "_values",
         "attempts",
         "claim_id",
         "claimed_at",
         "crashes",
-        "job_id",
         "job_type",
         "renewed_at",
         "unreadable",
@@ -65,7 +66,8 @@ class Claim:
     ) -> None:
         self._values = values
         self._row: Any = None
-        self.job_id: Any = job_id
+        self._holder: tuple[str, datetime] | None = None
+        self._job_id: Any = job_id
         self.claim_id: UUID = claim_id
         self.job_type: str = job_type
         self.attempts: int = attempts
@@ -84,22 +86,34 @@ class Claim:
         if not expired:
             attempts = min(attempts, MOST_ATTEMPTS) + 1
         claim = cls(None, row[JOB_ID], token, row[JOB_TYPE], attempts, row[CRASHES] + expired)
-        claim._row = (row, holder)
+        claim._row, claim._holder = row, holder
         return claim
+
+    @property
+    def job_id(self) -> Any:
+        """The job's id; that of a row that came in a script is text until it is asked for."""
+        if type(self._job_id) is str:
+            self._job_id = UUID(self._job_id)
+        return self._job_id
+
+    @property
+    def id_text(self) -> str:
+        """The job's id as text."""
+        return f"{self._row[JOB_ID] if self._row is not None else self._job_id}"
 
     @property
     def process_at(self) -> datetime:
         """When it is due, which is its place in the line."""
-        return self._row[0][PROCESS_AT]  # type: ignore[no-any-return]
+        return self._row[PROCESS_AT]  # type: ignore[no-any-return]
 
     @property
     def values(self) -> dict[str, Any]:
         """The row's values by attribute, as they stand after the claim."""
         if self._values is None:
-            row, holder = self._row
-            job_id, queue, job_type, payload, _, enqueued_at, process_at, _, last_error, *_ = row
+            assert self._holder is not None
+            _, queue, job_type, payload, _, enqueued_at, process_at, _, last_error, *_ = self._row
             self._values = {
-                "job_id": job_id,
+                "job_id": self.job_id,
                 "queue": queue,
                 "job_type": job_type,
                 "payload": payload,
@@ -107,12 +121,17 @@ class Claim:
                 "enqueued_at": enqueued_at,
                 "process_at": process_at,
                 "claim_id": self.claim_id,
-                "claimed_by": holder[0],
-                "claimed_until": holder[1],
+                "claimed_by": self._holder[0],
+                "claimed_until": self._holder[1],
                 "crashes": self.crashes,
                 "last_error": last_error,
             }
         return self._values
+
+    def lighten(self) -> None:
+        """Forget what can be made again: all but the columns of an app's own, which no row in a script has."""
+        if self._row is not None and type(self._row[JOB_ID]) is str:
+            self._values, self._job_id = None, self._row[JOB_ID]
 
 
 class Candidate:
@@ -360,10 +379,20 @@ class Lifecycle:
         self, connection: Connection, claims: Sequence[Claim], *, settings: Mapping[str, str]
     ) -> list[Any]:
         """Do what :meth:`finish` does, in a transaction of its own, in one round trip."""
-        fences = array([f"{claim.job_id.int:032x}" for claim in claims]), array([claim.claim_id.hex for claim in claims])
-        before = [BEGIN, *set_local(settings)]
-        rows = self._scripts.send(connection, *before, Call("finish_all", fences), COMMIT, rows_of=len(before))
-        return [row[0] for row in rows]
+        pieces, place = _finish_all(claims, settings)
+        return [row[0] for row in self._scripts.send(connection, *pieces, rows_of=place)]
+
+    def send_finish_all(
+        self, connection: Connection, claims: Sequence[Claim], *, settings: Mapping[str, str]
+    ) -> Callable[[], list[Any]]:
+        """Begin to do the same, where :meth:`sends_ahead`; what it gives waits for the answer."""
+        pieces, place = _finish_all(claims, settings)
+        answer = self._scripts.send_ahead(connection, *pieces, rows_of=place)
+        return lambda: [UUID(row) for row in answer()]
+
+    def sends_ahead(self, connection: Connection) -> bool:
+        """Whether :meth:`send_finish_all` is there for ``connection``."""
+        return self.finishes_by_script(connection) and self._scripts.sends_ahead(connection)
 
     def finishes_by_script(self, connection: Connection) -> bool:
         """Whether :meth:`finish_all_by_script` is there for ``connection``."""
@@ -453,6 +482,13 @@ def _to_holder(call: Callable[..., Any]) -> Select[Any]:
 
 def _fences(claims: Sequence[Claim]) -> dict[str, list[Any]]:
     return {"all_job_id": [claim.job_id for claim in claims], "all_claim_id": [claim.claim_id for claim in claims]}
+
+
+def _finish_all(claims: Sequence[Claim], settings: Mapping[str, str]) -> tuple[list[str | Call], int]:
+    """Give the pieces of the script, and the place of the one whose rows are wanted."""
+    fences = array([claim.id_text for claim in claims]), array([claim.claim_id.hex for claim in claims])
+    before = [BEGIN, *set_local(settings)]
+    return [*before, Call("finish_all", fences), COMMIT], len(before)
 
 
 def _fence(claim: Claim) -> tuple[str, str]:

@@ -77,12 +77,13 @@ class Run:
     __slots__ = (
         "_cutting",
         "_ended_by",
+        "_hold",
         "_listening",
+        "_make_hold",
         "asked",
         "claim",
         "computed",
         "cut",
-        "hold",
         "job",
         "keyboard_interrupt",
         "noticed",
@@ -96,9 +97,12 @@ class Run:
         "timeout",
     )
 
-    def __init__(self, claim: Claim, hold: Hold, stopping: Stopping, timeout: timedelta | None = None) -> None:
+    def __init__(
+        self, claim: Claim, make_hold: Callable[[Claim], Hold], stopping: Stopping, timeout: timedelta | None = None
+    ) -> None:
         self.claim: Claim = claim
-        self.hold: Hold = hold
+        self._make_hold: Callable[[Claim], Hold] = make_hold
+        self._hold: Hold | None = None
         self.job: Any = None
         self.outcome: Outcome | None = None
         self.keyboard_interrupt: KeyboardInterrupt | None = None
@@ -116,6 +120,21 @@ class Run:
         self._cutting: set[Callable[[], Any]] | None = None
         self._listening: set[Callable[[], Any]] | None = None
         self._ended_by: _Ender | None = None
+
+    @property
+    def hold(self) -> Hold:
+        """The transaction that holds the job; made when it is first asked for, as hundreds of runs may wait."""
+        hold = self._hold
+        if hold is None:
+            with _sharing:
+                hold = self._hold = self._hold or self._make_hold(self.claim)
+        return hold
+
+    def lighten(self) -> None:
+        """Keep no more than the settling needs, as hundreds of runs may wait for that; the hold must be over."""
+        if self.hold.held is None:
+            self._hold = None
+            self.claim.lighten()
 
     # for the handler --------------------------------------------------------------------------------------------------
 

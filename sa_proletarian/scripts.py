@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import deque
-from collections.abc import Coroutine, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -146,6 +146,30 @@ class Scripts:
             connection.connection.rollback()
         return self._send(connection, pieces, rows_of, prepares=False)
 
+    def send_ahead(self, connection: Connection, *pieces: str | Call, rows_of: int) -> Callable[[], list[str]]:
+        """Send all ``pieces`` as :meth:`send` does, and do not wait, where :meth:`sends_ahead`.
+
+        What it gives waits for the answer, and gives the first value of each row; until then the connection is nobody's. If
+        one of the two raises, what was done is not known, and the connection is to be thrown away.
+        """
+        script, place, done = self._written(connection, pieces, rows_of, prepares=True)
+        driver = _driver(connection)
+        _begin_to_say(driver, script)
+
+        def answer() -> list[str]:
+            values = _answer(driver, place or 0)
+            done()
+            return values
+
+        return answer
+
+    def sends_ahead(self, connection: Connection) -> bool:
+        """Whether :meth:`send_ahead` is there for ``connection``: not where somebody listens.
+
+        Nor where nothing is prepared: a pooler in transaction mode may let us wait until a handler's transaction is over.
+        """
+        return self._may_prepare(connection) and not _is_heard(connection)
+
     def index_only(self, connection: Connection) -> tuple[str, str] | None:
         """Give what is to be said before and behind a call that finds one row, in a transaction that is not ours alone.
 
@@ -165,7 +189,18 @@ class Scripts:
         return self._prepares and _driver(connection).prepare_threshold is not None
 
     def _send(self, connection: Connection, pieces: Sequence[str | Call], rows_of: int | None, prepares: bool) -> list[Any]:
-        driver, info = _driver(connection), connection.info
+        script, place, done = self._written(connection, pieces, rows_of, prepares)
+        driver = _driver(connection)
+        with _without_begin(driver) if pieces[0] == BEGIN else nullcontext():
+            rows = _said(connection, driver, script, place)
+        done()
+        return rows
+
+    def _written(
+        self, connection: Connection, pieces: Sequence[str | Call], rows_of: int | None, prepares: bool
+    ) -> tuple[str, int | None, Callable[[], None]]:
+        """Write the script; give also the place of the statement whose rows are wanted, and what to call when it is done."""
+        info = connection.info
         met: dict[str, bool] | None = info.setdefault(_PREPARED, {}) if prepares and self._may_prepare(connection) else None
         statements: list[str] = []
         place, names = None, list[str]()
@@ -178,14 +213,11 @@ class Scripts:
                 statements += text.said(piece.values, met)
             if number == rows_of:
                 place = len(statements) - 1
-        is_new = met is not None and not all(map(met.get, names))
-        if is_new:
-            info[_PREPARED] = None  # if this fails, nobody knows what of it was done
-        with _without_begin(driver) if pieces[0] == BEGIN else nullcontext():
-            rows = _said(connection, driver, ";".join(statements), place)
-        if is_new and met is not None:
-            info[_PREPARED] = {**met, **{name: name in met for name in names}}
-        return rows
+        if met is None or all(map(met.get, names)):
+            return ";".join(statements), place, _nothing
+        info[_PREPARED] = None  # if this fails, nobody knows what of it was done
+        known = {**met, **{name: name in met for name in names}}
+        return ";".join(statements), place, lambda: info.update({_PREPARED: known})
 
     def _text(self, connection: Connection, name: str) -> _Text:
         schemas: Any = connection.get_execution_options().get("schema_translate_map")
@@ -223,6 +255,10 @@ def are_own(connection: Connection) -> bool:
     dispatch: Any = connection.dispatch
     listeners = [*dispatch.commit, *dispatch.rollback]
     return understands(connection) and all(listener.__module__.startswith(__package__) for listener in listeners)
+
+
+def _nothing() -> None:
+    """Nothing was prepared by it."""
 
 
 def _compiled(connection: Connection, template: Template, schemas: Any) -> _Text:
@@ -310,6 +346,23 @@ def _said(connection: Any, driver: Any, script: str, place: int | None) -> list[
     except Exception as error:
         connection._handle_dbapi_exception(error, script, None, cursor, None)
         raise  # not reached: it raises what SQLAlchemy makes of the error
+
+
+def _begin_to_say(driver: Any, script: str) -> None:
+    from psycopg import generators  # noqa: PLC0415 (as below)
+
+    driver.pgconn.send_query(script.encode(driver.info.encoding))
+    driver.wait(generators.send(driver.pgconn))
+
+
+def _answer(driver: Any, place: int) -> list[str]:
+    from psycopg import errors, generators, pq  # noqa: PLC0415 (as below)
+
+    results = driver.wait(generators.fetch_many(driver.pgconn))
+    if results[-1].status != pq.ExecStatus.COMMAND_OK:
+        raise errors.error_from_result(results[-1], encoding=driver.info.encoding)
+    rows = results[place]
+    return [rows.get_value(number, 0).decode() for number in range(rows.ntuples)]
 
 
 _OPTION = "sa_proletarian_rows_of"

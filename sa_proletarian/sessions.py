@@ -89,6 +89,11 @@ class Hold:
         return self._connection is not None
 
     @property
+    def is_untouched(self) -> bool:
+        """Whether the session has not been used, nor was tried to be."""
+        return self._connection is None and not self.lost and self.unavailable is None
+
+    @property
     def died(self) -> bool:
         """Whether the connection that held the job is gone."""
         connection = self._connection

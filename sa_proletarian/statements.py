@@ -209,7 +209,9 @@ class Statements:
         taking = self._taking(place(3, Uuid()), place(4, Text()), until)
         taken = taking.where(job.job_id == any_(ids), ~suspects.exists()).returning(job.job_id).cte("taken")
         count = select(func.count()).select_from(taken).scalar_subquery()
-        statement = select(*found.c, count.label("taken")).order_by(found.c.process_at, found.c.job_id)
+        # as text, of which Python's collector knows nothing while it waits
+        job_id, *others = found.c
+        statement = select(cast(job_id, Text), *others, count.label("taken")).order_by(found.c.process_at, job_id)
         return Template(statement, tuple(types))
 
     def _finish_held(self, job_id: Any, claim_id: Any) -> Any:

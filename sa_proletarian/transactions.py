@@ -7,7 +7,7 @@ transaction is the handler's own, in ``execution``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -182,25 +182,40 @@ class Transactions:
         if failures:
             raise failures[0]
 
-    def _settle_together(self, connection: Connection, reports: Sequence[Report]) -> list[Settled]:
+    def sends_ahead(self, connection: Connection) -> bool:
+        """Whether :meth:`send` is there for connections such as ``connection``."""
+        return self.lifecycle.sends_ahead(connection)
+
+    def send(self, connection: Connection, reports: Sequence[Report]) -> Sent:
+        """Begin to settle ``reports``, which have returned and were not tried before; the answer is waited for later."""
+        for report in reports:
+            report.tried = True
+        claims = [report.run.claim for report in reports]
+        missing = self.lifecycle.send_finish_all(connection, claims, settings=FINISH_SETTINGS)
+        return Sent(self, connection, reports, missing)
+
+    def _settle_together(self, connection: Connection, reports: Sequence[Report]) -> Iterable[Settled]:
         tried = [report.tried for report in reports]
         for report in reports:
             report.tried = True
         if all(report.ruling is RETURNED for report in reports) and self.lifecycle.finishes_by_script(connection):
             missing = self._finish_at_once(connection, reports)
-            if not missing:
-                return [Settled(report.run, report.ruling) for report in reports]
-            with connection.begin():
-                standing = self._standing(connection, reports, missing)
-        else:
-            with connection.begin():
-                self.lifecycle.set_local(connection, **SETTLE_LIMITS)
-                missing = self._move(connection, reports)
-                standing = self._standing(connection, reports, missing)
-        return [
-            _settled(report, report.run.claim.job_id not in missing, report.run.claim.job_id in standing, was_tried)
-            for report, was_tried in zip(reports, tried, strict=True)
-        ]
+            return self.finished(connection, reports, tried, missing)
+        with connection.begin():
+            self.lifecycle.set_local(connection, **SETTLE_LIMITS)
+            missing = self._move(connection, reports)
+            standing = self._standing(connection, reports, missing)
+        return _all_settled(reports, tried, missing, standing)
+
+    def finished(
+        self, connection: Connection, reports: Sequence[Report], tried: Sequence[bool], missing: Collection[Any]
+    ) -> Iterable[Settled]:
+        """Say what became of reports that are settled, but for the ``missing``."""
+        if not missing:
+            return (Settled(report.run, report.ruling) for report in reports)
+        with connection.begin():
+            standing = self._standing(connection, reports, missing)
+        return _all_settled(reports, tried, missing, standing)
 
     def _finish_at_once(self, connection: Connection, reports: Sequence[Report]) -> list[Any]:
         claims = [report.run.claim for report in reports]
@@ -274,7 +289,31 @@ class Transactions:
         claim.claimed_at = claim.renewed_at = now
         registration = self.registry.registration(claim.job_type)
         timeout = registration.timeout if registration is not None and registration.timeout is not None else self.timeout
-        return Run(claim, self.make_hold(claim), self.stopping, timeout)
+        return Run(claim, self.make_hold, self.stopping, timeout)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sent:
+    """A settling that is under way on ``connection``."""
+
+    transactions: Transactions
+    connection: Connection
+    reports: Sequence[Report]
+    missing: Callable[[], Collection[Any]]
+
+    def settled(self) -> Iterable[Settled]:
+        """Wait for it, and give what it came to; raises what kept it from being carried out."""
+        missing, tried = self.missing(), [False] * len(self.reports)
+        return self.transactions.finished(self.connection, self.reports, tried, missing)
+
+
+def _all_settled(
+    reports: Sequence[Report], tried: Sequence[bool], missing: Collection[Any], standing: Collection[Any]
+) -> list[Settled]:
+    return [
+        _settled(report, report.run.claim.job_id not in missing, report.run.claim.job_id in standing, was_tried)
+        for report, was_tried in zip(reports, tried, strict=True)
+    ]
 
 
 def _settled(report: Report, moved: bool, stands: bool, was_tried: bool) -> Settled:

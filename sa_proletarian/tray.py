@@ -43,8 +43,10 @@ class Tray:
     def take(self) -> Run | Settled | None:
         """Wait for work and take it; ``None`` when the tray is closed and empty."""
         while True:
-            with suppress(IndexError):  # popleft needs no lock: of two takers each gets another item
+            try:  # popleft needs no lock: of two takers each gets another item
                 return self._items.popleft()
+            except IndexError:
+                pass
             with self._changed:
                 while not self._items:
                     if self._closed:

@@ -43,7 +43,7 @@ class Worker:
 
     :param jobs: the app's :class:`Proletarian`: its models and handlers.
     :param engine: the app's engine, of any driver; an ``AsyncEngine`` too. The worker connects as it does, with a pool of
-        its own of ``threads + 2`` connections, and one more on which it listens; async handlers have up to ``threads``
+        its own of ``threads + 3`` connections, and one more on which it listens; async handlers have up to ``threads``
         more.
     :param queue: which queue to work on; default ``"default"``.
     :param threads: how many handlers run at once, of both kinds together; default 1.
@@ -202,7 +202,7 @@ class Worker:
         execution = build_execution(
             self._jobs,
             lifecycle_for(self._engine.dialect.name, self._jobs.job_model, self._jobs.archived_model),
-            engine=own_engine(self._engine, size=self._threads + 2, pooler=self._pooler),
+            engine=own_engine(self._engine, size=self._threads + 3, pooler=self._pooler),
             app_engine=self._engine,
             emit=self._emit,
             queue=self.queue,

@@ -29,7 +29,7 @@ def next_run(execution: Execution) -> Run | None:
             return None
         hold = RowHold(transactions.engine, lifecycle, claim)
         hold.adopt(connection, lifecycle.held(connection))
-        return Run(claim, hold, transactions.stopping)
+        return Run(claim, lambda _: hold, transactions.stopping)
     except BaseException:
         throw_away(connection)
         raise
