@@ -6,9 +6,10 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
+from sqlalchemy.orm import Session
 
 import sa_proletarian
-from sa_proletarian import clock
+from sa_proletarian import Outcome, clock
 
 NOON = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
@@ -45,6 +46,19 @@ def test_a_clock_that_gives_anything_else_is_refused(answer):
 def test_monotonic_seconds_never_go_back():
     seconds = [clock.monotonic() for _ in range(1000)]
     assert seconds == sorted(seconds)
+
+
+@pytest.mark.parametrize("hours", [-48, 48])
+def test_what_is_due_is_for_the_clock_of_the_database_to_say(jobs, tables, monkeypatch, hours):
+    begun = []
+    jobs.handler("work")(lambda session, job: begun.append(job.payload))
+    with Session(tables) as session, session.begin():
+        jobs.enqueue(session, "work", "due")
+        jobs.enqueue(session, "work", "early", process_in=timedelta(hours=1))
+    right = clock.system_clock
+    monkeypatch.setattr(clock, "system_clock", lambda: right() + timedelta(hours=hours))
+    assert (jobs.process_next(tables), jobs.process_next(tables)) == (Outcome.RETURNED, None)
+    assert begun == ["due"]
 
 
 def test_no_other_room_reads_a_clock():

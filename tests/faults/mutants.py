@@ -237,7 +237,7 @@ MUTANTS = [
         "outcomes",
         'Move.RELEASE, "at once, place in line kept", attempt=False',
         'Move.RELEASE, "at once, place in line kept", attempt=True',
-        "tests/faults/test_f14_signals.py::test_signals_stop_a_worker_in_time_and_free_what_it_had",
+        "tests/test_worker.py::test_jobs_that_were_claimed_but_not_begun_are_released_on_stop",
     ),
     Mutant(
         "AUTOCOMMIT accepted",
@@ -449,8 +449,8 @@ MUTANTS = [
         "statements",
         "            job.process_at <= statement_now(),\n            or_(job.claimed_until",
         "            job.process_at <= bindparam('mine', type_=job.process_at.type, callable_="
-        "__import__('sa_proletarian').clock.system_clock),\n            or_(job.claimed_until",
-        "tests/faults/test_f15_clocks.py::test_workers_with_wrong_clocks_begin_nothing_early_and_nothing_late",
+        "lambda: __import__('sa_proletarian').clock.system_clock()),\n            or_(job.claimed_until",
+        "tests/test_clock.py::test_what_is_due_is_for_the_clock_of_the_database_to_say",
     ),
     Mutant(
         "the living taken for dead",
