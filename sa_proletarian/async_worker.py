@@ -22,11 +22,11 @@ from sqlalchemy.orm import configure_mappers
 from . import arguments, clock, events
 from .async_execution import AsyncConclusion, AsyncExecution, AsyncHold, ThreadConclusion, sync_maker
 from .async_shift import AsyncShift
+from .claims import Claim
 from .computation import MakeExecutor, begun, checked_executor
 from .connections import Pooler, own_engine
 from .execution import Execution
 from .feeder import OnPollingError
-from .lifecycle import Claim
 from .listening import ears
 from .models import DEFAULT_QUEUE, checked_name
 from .proletarian import Proletarian

@@ -22,10 +22,10 @@ from sqlalchemy.orm import Session
 from . import wires
 from .async_execution import AsyncExecution, AsyncHold, ThreadConclusion
 from .bridge import EventLoop
+from .claims import Claim
 from .conclusion import Conclusion
 from .connections import own_engine
 from .execution import Execution
-from .lifecycle import Claim
 from .registry import OnFailed, is_async
 from .runs import Report, Run, Settled
 from .sessions import Hold, maker_of, open_session

@@ -15,8 +15,9 @@ from enum import Enum
 from typing import Any
 
 from . import serializers
+from .claims import Claim
 from .errors import Interrupted
-from .lifecycle import Claim, Lifecycle
+from .lifecycle import Lifecycle
 from .models import detached
 from .outcomes import Outcome, Ruling
 from .serializers import Binding

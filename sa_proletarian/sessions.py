@@ -22,9 +22,10 @@ from sqlalchemy import Connection, Engine, NestedTransaction
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from . import scripts
+from .claims import Claim, Held
 from .connections import same_database
 from .errors import ClaimLost, ConfigurationError, SessionClosed
-from .lifecycle import Claim, Held, Lifecycle
+from .lifecycle import Lifecycle
 from .scripts import HeldConnection
 
 SessionSource = sessionmaker[Any] | scoped_session[Any] | None

@@ -16,8 +16,9 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 
 from . import clock, outcomes
+from .claims import Candidate, Claim
 from .dialects import Trouble, trouble
-from .lifecycle import Candidate, Claim, Lifecycle
+from .lifecycle import Lifecycle
 from .outcomes import RETURNED, Outcome
 from .polling import Place, choose
 from .registry import Registry

@@ -9,8 +9,9 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from sa_proletarian import ArchivedJob, Job, Outcome
+from sa_proletarian.claims import Held
 from sa_proletarian.connections import own_engine
-from sa_proletarian.lifecycle import Held, Lifecycle
+from sa_proletarian.lifecycle import Lifecycle
 from sa_proletarian.outcomes import RETURNED, connection_died
 from sa_proletarian.runs import Report
 from sa_proletarian.sessions import Hold

@@ -35,8 +35,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY
 
+from sa_proletarian.claims import Claim, Held
 from sa_proletarian.dialects import clock_now, later, statement_now
-from sa_proletarian.lifecycle import Claim, Held, Lifecycle
+from sa_proletarian.lifecycle import Lifecycle
 from sa_proletarian.outcomes import RETURNED, Move, Ruling, Status
 from sa_proletarian.sessions import Hold
 from sa_proletarian.statements import MOST_ATTEMPTS

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sa_proletarian.claims import Claim
 from sa_proletarian.execution import Execution
-from sa_proletarian.lifecycle import Claim
 from sa_proletarian.outcomes import Outcome
 from sa_proletarian.runs import Report, Run
 from sa_proletarian.sessions import throw_away

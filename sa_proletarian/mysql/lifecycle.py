@@ -18,7 +18,8 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from sa_proletarian import mysql_errors
-from sa_proletarian.lifecycle import Candidate, Claim, Held, Lifecycle
+from sa_proletarian.claims import Candidate, Claim, Held
+from sa_proletarian.lifecycle import Lifecycle
 from sa_proletarian.outcomes import RETURNED, Ruling
 
 from .statements import MySQLStatements
