@@ -27,6 +27,8 @@ def test_a_wire_that_breaks_loses_nothing_and_doubles_nothing(make_trial, proxie
                 trial.fault(f"{kind} ({where})")
             of_worker.wait_until_fired(number)
             of_app.wait_until_fired(number)
+        of_worker.wait_until_calm()
+        of_app.wait_until_calm()
     trial.finish()
     trial.check()
     assert trial.record.counts["unknown_enqueues"] == 0, "a second try under the same id tells what became of the first"

@@ -48,6 +48,7 @@ class Proxy:
         self._armed: deque[Armed] = deque()
         self._fired = threading.Condition()
         self.fired: Counter[Wire] = Counter()
+        self._stalled = 0
         self.port = 0
         self._loop = asyncio.new_event_loop()
         self._links: set[asyncio.Task[None]] = set()
@@ -74,6 +75,11 @@ class Proxy:
             assert self._fired.wait_for(lambda: self.fired.total() >= count, timeout), (
                 f"{self.fired} of {count} in {timeout} s"
             )
+
+    def wait_until_calm(self, timeout: float = 120) -> None:
+        """Wait until no connection is stalled any more."""
+        with self._fired:
+            assert self._fired.wait_for(lambda: not self._stalled, timeout), f"stalled for {timeout} s"
 
     def close(self) -> None:
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(20)
@@ -126,6 +132,17 @@ class Proxy:
             return None
         return self._armed.popleft()
 
+    async def stall(self, seconds: float) -> None:
+        with self._fired:
+            self._stalled += 1
+        self.tell(Wire.STALL)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            with self._fired:
+                self._stalled -= 1
+                self._fired.notify_all()
+
     def tell(self, kind: Wire) -> None:
         with self._fired:
             self.fired[kind] += 1
@@ -166,8 +183,7 @@ class Link:
             if armed.kind is Wire.RESET:
                 self._reset(armed.kind)
                 raise ConnectionResetError
-            self._proxy.tell(armed.kind)
-            await asyncio.sleep(armed.seconds)
+            await self._proxy.stall(armed.seconds)
             data = data[armed.after :]
         writer.write(data)
         await writer.drain()
