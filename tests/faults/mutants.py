@@ -265,7 +265,7 @@ MUTANTS = [
         "execution",
         "if error is None or trouble(error) is not Trouble.CONFLICT or run.interrupted():",
         "if True:",
-        "tests/faults/test_f08_isolation.py",
+        "tests/test_execution.py::test_a_deadlock_is_no_failure_but_another_try",
     ),
     Mutant(
         "an idle timeout that ends the held transaction",
@@ -435,7 +435,7 @@ MUTANTS = [
         "polling",
         "return None if now >= self._next_sweep else self._reached",
         "return None",
-        "tests/faults/test_f18_bloat.py::test_claims_do_not_step_over_the_dead_rows_that_a_held_claim_keeps",
+        "tests/test_place.py::test_a_look_begins_where_the_last_one_ended_until_the_next_sweep_is_due",
     ),
     Mutant(
         "a day that is as long as the session's time zone says",

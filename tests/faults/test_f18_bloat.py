@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from datetime import timedelta
@@ -16,7 +17,6 @@ from sa_proletarian.events import Emitter
 from sa_proletarian.lifecycle import Lifecycle
 from sa_proletarian.old_snapshots import OldSnapshots
 from sa_proletarian.outcomes import RETURNED
-from sa_proletarian.polling import Place
 from sa_proletarian.runs import Report
 from sa_proletarian.transactions import Transactions
 
@@ -61,13 +61,15 @@ class Churn:
             took += [self.claim() for _ in range(5)]
         return took
 
-    def blocks_of_a_claim(self):
-        """How many blocks the next claim looks at."""
+    def blocks_of_a_claim(self, *, sweep=False):
+        """How many blocks a claim looks at that sweeps, or one for which that is not due, however slow the machine is."""
         self.enqueue(2 * BATCH)
+        self.claim()
+        self.transactions.place._next_sweep = -math.inf if sweep else math.inf
         self.blocks = 0
         self.claim()
         blocks, self.blocks = self.blocks, None
-        self.claim()
+        self.transactions.place.forget()
         return blocks
 
     def _explain(self, connection, cursor, statement, parameters, context, executemany):
@@ -92,8 +94,7 @@ def test_claims_do_not_step_over_the_dead_rows_that_a_held_claim_keeps(trial, jo
         after, blocks_after = churn.run(sample), churn.blocks_of_a_claim()
         [alarm] = alarms(churn, recorder, monkeypatch)
         holder_pid = holder.scalar(text("SELECT pg_backend_pid()"))
-        churn.transactions.place = Place()
-        blocks_of_a_sweep = churn.blocks_of_a_claim()
+        blocks_of_a_sweep = churn.blocks_of_a_claim(sweep=True)
     trial.record.counts |= {
         "churned": amount + 2 * sample,
         "alarms": 1,
