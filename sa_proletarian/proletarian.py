@@ -26,7 +26,7 @@ from .outcomes import Outcome
 from .pruning import Progress
 from .registry import OnFailed, Registry, is_async
 from .retry import RetryStrategy
-from .serializers import Binding, decoded, is_bound
+from .serializers import decoded, is_bound
 from .sessions import checked_maker
 from .verbs import cancelling, lifecycle_for
 
@@ -183,7 +183,7 @@ class Proletarian(Registry, Generic[J, A]):
         """
         if not isinstance(archived, self.archived_model):
             raise TypeError(f"requeue takes a {self.archived_model.__name__}, got a {type(archived).__name__}")
-        payload = decoded(self.job_model.serializer, archived.payload, Binding.of(archived))
+        payload = decoded(self.job_model.serializer, archived.payload, archived)
         values: dict[str, Any] = {"queue": archived.queue, **self._shared_columns(archived), **options}
         return self.enqueue(target, archived.job_type, payload, **values)
 

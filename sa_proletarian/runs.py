@@ -20,7 +20,6 @@ from .errors import Interrupted
 from .lifecycle import Lifecycle
 from .models import detached
 from .outcomes import Outcome, Ruling
-from .serializers import Binding
 from .sessions import Hold
 
 
@@ -310,5 +309,4 @@ def prepare(run: Run, lifecycle: Lifecycle) -> None:
         raise claim.unreadable
     stored = claim.values["payload"]
     value = serializers.loads(stored) if lifecycle.payload_is_json else stored
-    binding = Binding(claim.job_id, claim.values["queue"], claim.job_type)
-    run.job.__dict__["payload"] = serializers.decoded(lifecycle.job_model.serializer, value, binding)
+    run.job.__dict__["payload"] = serializers.decoded(lifecycle.job_model.serializer, value, run.job)

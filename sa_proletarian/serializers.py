@@ -109,9 +109,9 @@ def encoded(serializer: Serializer, payload: Any, binding: Binding | None = None
     return value, _measured(value, MAX_BYTES)
 
 
-def decoded(serializer: Serializer, value: JSON, binding: Binding) -> Any:
-    """Give what ``serializer`` makes of the JSON ``value`` that is stored in the job of ``binding``."""
-    return serializer.decode_for(value, binding) if is_bound(serializer) else serializer.decode(value)
+def decoded(serializer: Serializer, value: JSON, job: Any) -> Any:
+    """Give what ``serializer`` makes of the JSON ``value`` that is stored in ``job``, or in an archived one."""
+    return serializer.decode_for(value, Binding.of(job)) if is_bound(serializer) else serializer.decode(value)
 
 
 def is_bound(serializer: Serializer) -> TypeGuard[BoundSerializer]:
@@ -193,12 +193,17 @@ def _compactor() -> Callable[[JSON], str]:
 _compact = _compactor()
 
 
-_decode = json.JSONDecoder().decode
+_decoder = json.JSONDecoder()
+_decode, _decode_first = _decoder.decode, _decoder.raw_decode
 
 
 def loads(text: str) -> JSON:
     """Parse JSON text as it came from the database; ``ValueError`` or ``RecursionError`` when it cannot be read."""
-    return _decode(text)
+    try:
+        value, end = _decode_first(text)
+    except ValueError:
+        return _decode(text)  # which knows of blanks around a value, and says what is wrong
+    return value if end == len(text) else _decode(text)
 
 
 class _Walk:
