@@ -157,22 +157,22 @@ def failed(runs: list[dict[str, Any]]) -> str:
     )
 
 
-def draw_mutants(runs: list[dict[str, Any]], names: list[str]) -> str:
-    """Draw the page of the mutants that have these names; those of others are history."""
+def draw_mutants(runs: list[dict[str, Any]], tests: dict[str, str]) -> str:
+    """Draw the page of the mutants with these names and tests; those of others are history."""
     best: dict[str, dict[str, Any]] = {}
     as_it_is: dict[Any, str] = {}
     for run in runs:
         if run["mutant"] is None:
             as_it_is[control_of(run)] = f"{run['passed']}/{run['runs']}"
-        elif run["mutant"] in names and run["runs"] >= best.get(run["mutant"], run)["runs"]:
+        elif tests.get(run["mutant"]) == run["test"] and run["runs"] >= best.get(run["mutant"], run)["runs"]:
             best[run["mutant"]] = run
     caught = sum(run["caught"] >= run["runs"] * 19 / 20 for run in best.values())
     twenty = sum(run["runs"] >= 20 for run in best.values())
-    missing = ", ".join(name for name in names if name not in best)
+    missing = ", ".join(name for name in tests if name not in best)
     missing = f" Not tried: {missing}." if missing else ""
     lines = [
         MUTANT_HEAD,
-        f"**{caught} of {len(names)} mutants were caught**; {twenty} of them were tried with 20 seeds.{missing}\n\n",
+        f"**{caught} of {len(tests)} mutants were caught**; {twenty} of them were tried with 20 seeds.{missing}\n\n",
         "| what is changed | in | noticed by | caught | passes as it is | on | commit |\n",
         "|---|---|---|---:|---:|---|---|\n",
     ]
@@ -195,8 +195,8 @@ def main() -> None:
     RUNS.write_text("".join(json.dumps(run) + "\n" for run in runs))
     REPORT.write_text(draw(runs))
     if MUTANT_RUNS.exists():
-        names = [mutant.name for mutant in mutants.MUTANTS]
-        MUTANTS.write_text(draw_mutants([json.loads(line) for line in MUTANT_RUNS.read_text().splitlines()], names))
+        tests = {mutant.name: mutant.test for mutant in mutants.MUTANTS}
+        MUTANTS.write_text(draw_mutants([json.loads(line) for line in MUTANT_RUNS.read_text().splitlines()], tests))
 
 
 if __name__ == "__main__":

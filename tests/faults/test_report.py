@@ -38,7 +38,8 @@ def test_of_each_mutant_the_last_run_with_the_most_seeds_is_shown():
     mutant = {**usual, "mutant": "no fence", "room": "statements"}
     as_it_is = {**usual, "mutant": None, "passed": 20, "runs": 20}
     runs = [as_it_is, {**mutant, "caught": 19, "runs": 20}, {**mutant, "caught": 0, "runs": 1}]
-    page = report.draw_mutants([*runs, {**mutant, "mutant": "of old", "caught": 0, "runs": 20}], ["no fence", "no lock"])
+    runs += [{**mutant, "mutant": "of old", "caught": 0, "runs": 20}, {**mutant, "test": "another", "caught": 1, "runs": 20}]
+    page = report.draw_mutants(runs, dict.fromkeys(["no fence", "no lock"], usual["test"]))
     assert "**1 of 2 mutants were caught**; 1 of them" in page
     assert "Not tried: no lock." in page
     assert "| no fence | `statements` | `stateful.py` | 19/20 | 20/20 | 2026 | c |" in page
@@ -47,4 +48,4 @@ def test_of_each_mutant_the_last_run_with_the_most_seeds_is_shown():
 
 def test_the_page_of_the_mutants_in_the_docs_is_what_the_records_say():
     runs = [json.loads(line) for line in report.MUTANT_RUNS.read_text().splitlines()]
-    assert report.MUTANTS.read_text() == report.draw_mutants(runs, [mutant.name for mutant in mutants.MUTANTS])
+    assert report.MUTANTS.read_text() == report.draw_mutants(runs, {mutant.name: mutant.test for mutant in mutants.MUTANTS})
