@@ -140,10 +140,20 @@ class Execution:
             if error is None or trouble(error) is not Trouble.CONFLICT or run.interrupted():
                 break
             self.conclusion.tell(run, events.ConflictRetried, error=error)
+            self._renew_held(run)
             run.hold.reset()
             self._pause(random.uniform(0.01, 0.2))
             error = self._call(run)
         return error
+
+    def _renew_held(self, run: Run) -> None:
+        """Renew the lease before the lock is given up: it may have run out under it, and a poll would take us for dead."""
+        if not run.claim.renewed_at or not run.hold.opened or run.hold.died:
+            return
+        now = clock.monotonic()
+        with suppress(Exception):  # MariaDB has undone the whole transaction, and its lock with it
+            run.hold.renew(self.transactions.lease)
+            run.claim.renewed_at = now
 
     def _pause(self, seconds: float) -> None:
         self.stopping.wait(seconds)

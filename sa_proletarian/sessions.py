@@ -173,6 +173,13 @@ class Hold:
             self._savepoint.rollback()
             self._lifecycle.watch(self.for_settling())
 
+    def renew(self, lease: timedelta) -> None:
+        """Extend the job's lease, for good, and undo everything else; the lock is gone then."""
+        self.roll_back_to_lock()
+        connection = self.for_settling()
+        self._lifecycle.renew(connection, [self._claim], lease=lease)
+        connection.commit()
+
     def close(self) -> None:
         """Roll back what is not committed and give the connection back; later use raises."""
         with self._opening:

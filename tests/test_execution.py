@@ -576,6 +576,22 @@ def test_a_deadlock_is_no_failure_but_another_try(run, rows, recorder):
     assert len(recorder.named("conflict_retried")) == 2
 
 
+def test_a_deadlock_finds_the_claim_renewed_whose_lease_has_run_out_under_the_lock(run, rows):
+    valid = []
+
+    def handler(session, job):
+        valid.extend(rows("SELECT claimed_until > now() FROM proletarian_job"))
+        if len(valid) == 1:
+            rows("UPDATE proletarian_job SET claimed_until = now() - interval '1 s'")
+            write(session)
+            session.execute(text("DO $$ BEGIN RAISE EXCEPTION 'crossed' USING ERRCODE = '40P01'; END $$"))
+        write(session)
+
+    assert run(handler) is Outcome.RETURNED
+    assert valid == [(True,), (True,)]
+    assert (effects(rows), archive(rows)) == (["written"], [("success", 1)])
+
+
 def test_a_deadlock_that_does_not_end_is_a_failure(run, rows):
     def handler(session, job):
         session.execute(text("DO $$ BEGIN RAISE EXCEPTION 'crossed' USING ERRCODE = '40001'; END $$"))
