@@ -1,7 +1,8 @@
 """On a real MariaDB: what is otherwise there than on PostgreSQL. The scenarios of ``conformance`` are run there as well.
 
-Where MariaDB is not installed these tests are skipped, unless ``SA_PROLETARIAN_REQUIRE_ALL`` is set: then they fail. MySQL 8
-was not run; the last test compares what it would be told with what MariaDB is told.
+Where MariaDB is not installed these tests are skipped, unless ``SA_PROLETARIAN_REQUIRE_ALL`` is set: then they fail.
+``SA_PROLETARIAN_MYSQLD`` names a MySQL to run them on instead; the last test compares what the two are
+told.
 """
 
 from __future__ import annotations

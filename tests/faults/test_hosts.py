@@ -57,7 +57,7 @@ MARIADB = """
         connection.execute(text("CREATE USER app@'%' IDENTIFIED BY 'secret'"))
         connection.execute(text("GRANT ALL ON app.* TO app@'%'"))
     engine.dispose()
-    print(server.folder / "socket", flush=True)
+    print(server.url().drivername, server.folder / "socket", flush=True)
     sys.stdin.readline()
     server.close()
 """
@@ -238,9 +238,9 @@ def far_server(start, network, pytestconfig):
 def far_mariadb(start, network):
     """Return the URLs by which a MariaDB on a host of its own is reached: over the wire, and from here."""
     server = start(MARIADB, str(Path(__file__).parent), required_program(), SERVER_ADDRESS, on=network.server)
-    query = {"unix_socket": server.stdout.readline().strip()}
-    wire = URL.create("mariadb+pymysql", "app", "secret", SERVER_ADDRESS, 3306, "app")
-    yield wire, URL.create("mariadb+pymysql", "app", "secret", "localhost", database="app", query=query)
+    driver, path = server.stdout.readline().split()
+    wire = URL.create(driver, "app", "secret", SERVER_ADDRESS, 3306, "app")
+    yield wire, URL.create(driver, "app", "secret", "localhost", database="app", query={"unix_socket": path})
     go_on(server)
     server.wait(60)
 
