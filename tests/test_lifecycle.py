@@ -6,7 +6,7 @@ import uuid
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 
 from sa_proletarian import ArchivedJob, Job
@@ -69,7 +69,9 @@ def test_what_others_hold_is_passed_over(lifecycle, tables, enqueue):
     ids = enqueue(3)
     with tables.begin() as other:
         other.execute(text("SELECT 1 FROM proletarian_job WHERE job_id = :id FOR UPDATE"), {"id": ids[0]})
-        assert [claimed.job_id for claimed in claim(lifecycle, tables)] == ids[1:]
+        impatient = create_engine(tables.url, connect_args={"options": "-c lock_timeout=1s"})
+        assert [claimed.job_id for claimed in claim(lifecycle, impatient)] == ids[1:]
+    impatient.dispose()
 
 
 @pytest.mark.parametrize("ruling", [RETURNED, INTERRUPTED, Ruling(Outcome.GAVE_UP, error="no"), connection_died(OSError())])
@@ -81,6 +83,16 @@ def test_no_settling_touches_what_has_another_fence(lifecycle, tables, enqueue, 
     assert settle(lifecycle, tables, (claimed, ruling)) == {}
     assert rows("SELECT claim_id, attempts FROM proletarian_job") == [(thief, 1)]
     assert rows("SELECT count(*) FROM proletarian_archived_job") == [(0,)]
+
+
+def test_no_hold_and_no_end_in_a_group_takes_what_has_another_fence(lifecycle, tables, enqueue, rows):
+    enqueue(2)
+    mine, lost = claim(lifecycle, tables)
+    rows("UPDATE proletarian_job SET claim_id = gen_random_uuid() WHERE job_id = :id", id=lost.job_id)
+    with tables.begin() as connection:
+        assert lifecycle.hold(connection, lost, lock_timeout=LEASE) is None
+        assert list(lifecycle.finish(connection, [mine, lost])) == [lost.job_id]
+    assert rows("SELECT job_id FROM proletarian_job") == [(lost.job_id,)]
 
 
 def test_a_settling_that_is_repeated_does_nothing(lifecycle, tables, enqueue, rows):

@@ -18,8 +18,9 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from sa_proletarian import AsyncWorker, Job, Proletarian, Worker, beacons
-from sa_proletarian.beacons import IDLE
+from sa_proletarian.beacons import IDLE, Address
 from sa_proletarian.grants import grants
+from sa_proletarian.rest import Rest
 
 HOUR = timedelta(hours=1)
 PATIENCE = 30
@@ -471,6 +472,16 @@ def test_a_worker_that_can_be_woken_polls_all_the_same(jobs, tables, recorder, r
         until_idle(rows)
         by_sql(rows)
         recorder.wait_for("job_finished", timeout=PATIENCE)
+
+
+def test_an_idle_worker_never_waits_longer_than_its_interval_for_a_poll(tables):
+    rest = Rest(1.0, Address(None, "proletarian_job", "default"))
+    with tables.connect() as connection:
+        for _ in range(10):
+            now = time.monotonic()
+            rest.found_nothing(connection, now, hears=True)
+            assert rest.until < now + 2
+        rest.show_nothing(connection)
 
 
 def test_a_busy_worker_shows_nothing_until_it_is_idle_again(jobs, tables, recorder, rows, watch):

@@ -56,21 +56,21 @@ MUTANTS = [
         "statements",
         "error=Text())\n        mine = (job.job_id == fences.c.job_id, job.claim_id == fences.c.claim_id)",
         "error=Text())\n        mine = (job.job_id == fences.c.job_id,)",
-        STATEFUL,
+        "tests/test_lifecycle.py::test_no_settling_touches_what_has_another_fence",
     ),
     Mutant(
         "a group's end without a fence",
         "statements",
         '.cte("fences")\n        mine = (job.job_id == fences.c.job_id, job.claim_id == fences.c.claim_id)',
         '.cte("fences")\n        mine = (job.job_id == fences.c.job_id,)',
-        STATEFUL,
+        "tests/test_lifecycle.py::test_no_hold_and_no_end_in_a_group_takes_what_has_another_fence",
     ),
     Mutant(
         "a reschedule without a fence",
         "statements",
         "update(self.job)\n            .where(job.job_id == fences.c.job_id, job.claim_id == fences.c.claim_id)",
         "update(self.job)\n            .where(job.job_id == fences.c.job_id)",
-        STATEFUL,
+        "tests/test_lifecycle.py::test_no_settling_touches_what_has_another_fence",
     ),
     Mutant(
         "a hold without a fence",
@@ -78,14 +78,14 @@ MUTANTS = [
         ".where(job.job_id == job_id, job.claim_id == claim_id)\n            .with_for_update(key_share=True, of=self.job)",
         ".where(job.job_id == job_id, or_(claim_id.is_not(None)))\n"
         "            .with_for_update(key_share=True, of=self.job)",
-        STATEFUL,
+        "tests/test_lifecycle.py::test_no_hold_and_no_end_in_a_group_takes_what_has_another_fence",
     ),
     Mutant(
         "a renewal without a fence",
         "statements",
         ".where(job.claim_id == fences.c.claim_id)\n            .with_for_update(key_share=True, skip_locked=True",
         ".with_for_update(key_share=True, skip_locked=True",
-        STATEFUL,
+        "tests/test_lifecycle.py::test_renewals_skip_what_a_handler_holds_and_name_the_fence",
     ),
     Mutant(
         "a hold without a lock",
@@ -99,7 +99,7 @@ MUTANTS = [
         "statements",
         ".limit(most)\n            .with_for_update(skip_locked=True, key_share=True",
         ".limit(most)\n            .with_for_update(key_share=True",
-        STATEFUL,
+        "tests/test_lifecycle.py::test_what_others_hold_is_passed_over",
     ),
     Mutant(
         "a claim without a lease",
@@ -421,7 +421,7 @@ MUTANTS = [
         "rest",
         "self._next_poll = min(now + jittered(wait), until)",
         "self._next_poll = now + jittered(1e6 if hears and self._lit is not None else wait)",
-        "tests/test_waking.py::test_a_worker_that_can_be_woken_polls_all_the_same",
+        "tests/test_waking.py::test_an_idle_worker_never_waits_longer_than_its_interval_for_a_poll",
     ),
     Mutant(
         "a place in the line that is never left",
