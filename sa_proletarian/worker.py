@@ -257,5 +257,5 @@ class Worker:
 
 
 def default_worker_id(queue: str) -> str:
-    """Make a unique worker id: ``proletarian[queue]@host:pid:random``."""
-    return f"proletarian[{queue}]@{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+    """Make a unique worker id: ``proletarian[queue]@host:pid:random``, of a long queue's name its beginning."""
+    return f"proletarian[{queue[:100]}]@{socket.gethostname()[:64]}:{os.getpid()}:{secrets.token_hex(3)}"

@@ -18,6 +18,7 @@ from sqlalchemy import create_engine, event, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from sa_proletarian import ConfigurationError, Job, Retry, Worker, metadata
+from sa_proletarian.roster import own_name
 from sa_proletarian.sessions import Hold
 from sa_proletarian.shift import Shift
 
@@ -758,6 +759,11 @@ def test_default_worker_ids_are_unique_and_say_where(jobs, tables):
     first, second = Worker(jobs, tables), Worker(jobs, tables)
     assert first.worker_id != second.worker_id
     assert first.worker_id.startswith("proletarian[default]@") and f":{os.getpid()}:" in first.worker_id
+
+
+def test_a_default_worker_id_is_as_it_is_on_the_roster_however_long_the_queues_name(jobs, tables):
+    worker_id = Worker(jobs, tables, queue="q" * 200).worker_id
+    assert own_name(worker_id) == worker_id
 
 
 def test_finished_jobs_are_not_kept_in_memory(jobs, enqueue, start_worker, recorder):
