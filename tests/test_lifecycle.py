@@ -6,7 +6,7 @@ import uuid
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.orm import Session
 
 from sa_proletarian import ArchivedJob, Job
@@ -69,9 +69,8 @@ def test_what_others_hold_is_passed_over(lifecycle, tables, enqueue):
     ids = enqueue(3)
     with tables.begin() as other:
         other.execute(text("SELECT 1 FROM proletarian_job WHERE job_id = :id FOR UPDATE"), {"id": ids[0]})
-        impatient = create_engine(tables.url, connect_args={"options": "-c lock_timeout=1s"})
+        impatient = create_engine(tables.url, poolclass=NullPool, connect_args={"options": "-c lock_timeout=1s"})
         assert [claimed.job_id for claimed in claim(lifecycle, impatient)] == ids[1:]
-    impatient.dispose()
 
 
 @pytest.mark.parametrize("ruling", [RETURNED, INTERRUPTED, Ruling(Outcome.GAVE_UP, error="no"), connection_died(OSError())])
