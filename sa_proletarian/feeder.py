@@ -23,7 +23,7 @@ from .execution import STALE, Execution
 from .listening import Ears
 from .meanwhile import Meanwhile
 from .old_snapshots import OldSnapshots
-from .outcomes import INTERRUPTED, Ruling
+from .outcomes import INTERRUPTED, RETURNED, Ruling
 from .overtime import Overtime
 from .polling import LONGEST_WAIT, FinishRate, back_off, enough, wanted
 from .presence import Presence
@@ -203,8 +203,7 @@ class Feeder:
             self._settle(connection)
             self._claim(connection)
         finally:
-            for settled in self._meanwhile.wait():
-                self._conclude(settled)
+            self._conclude(self._meanwhile.wait())
 
     def _wanted(self) -> int:
         if self._solitude.forbids(self._outstanding, self._pending, clock.monotonic()):
@@ -271,8 +270,7 @@ class Feeder:
         if not due:
             return
         try:
-            for settled in self._transactions.settle(connection, due):
-                self._conclude(settled)
+            self._conclude(self._transactions.settle(connection, due))
         except Exception as error:
             if trouble(error) in SYSTEMIC or isinstance(error, ConfigurationError):
                 raise
@@ -282,11 +280,16 @@ class Feeder:
         now = clock.monotonic()
         return [report for report in self._pending.values() if report.not_before <= now]
 
-    def _conclude(self, settled: Settled) -> None:
-        del self._pending[settled.run]
-        self._conclusion.announce(settled)
-        if self._conclusion.wants_callback(settled):
-            self._tray.put([settled])
+    def _conclude(self, settled_runs: Iterable[Settled]) -> None:
+        is_heard = self._emit.has_use_for(events.JobFinished)
+        for settled in settled_runs:
+            del self._pending[settled.run]
+            if settled.ruling is RETURNED and not is_heard:  # nearly all of them
+                settled.run.outcome = RETURNED.outcome
+                continue
+            self._conclusion.announce(settled)
+            if self._conclusion.wants_callback(settled):
+                self._tray.put([settled])
 
     def _put_off(self, reports: Iterable[Report], error: Exception) -> None:
         """What the database refuses to settle is tried again later, so that it does not hold up the others."""
