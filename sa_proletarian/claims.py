@@ -22,6 +22,7 @@ class Claim:
 
     __slots__ = (
         "_holder",
+        "_in_script",
         "_job_id",
         "_row",
         "_values",
@@ -40,6 +41,7 @@ class Claim:
         self._values = values
         self._row: Any = None
         self._holder: tuple[str, datetime] | None = None
+        self._in_script: bool = False
         self._job_id: Any = job_id
         self.claim_id: UUID = claim_id
         self.job_type: str = job_type
@@ -50,29 +52,31 @@ class Claim:
         self.unreadable: Exception | None = None
 
     @classmethod
-    def of(cls, row: Any, token: UUID, holder: tuple[str, datetime]) -> Claim:
+    def of(cls, row: Any, token: UUID, holder: tuple[str, datetime], *, in_script: bool = False) -> Claim:
         """Make it from the row of a candidate that was claimed: its values are put together when somebody asks for them.
 
         Hundreds wait at a time, and Python's collector looks at every object that waits.
+
+        :param in_script: its id is a UUID that came as text, and the app has no columns of its own.
         """
         attempts, expired = row[ATTEMPTS], row[EXPIRED]
         if not expired:
             attempts = min(attempts, MOST_ATTEMPTS) + 1
-        claim = cls(None, row[JOB_ID], token, row[JOB_TYPE], attempts, row[CRASHES] + expired)
-        claim._row, claim._holder = row, holder
+        claim = cls(None, None if in_script else row[JOB_ID], token, row[JOB_TYPE], attempts, row[CRASHES] + expired)
+        claim._row, claim._holder, claim._in_script = row, holder, in_script
         return claim
 
     @property
     def job_id(self) -> Any:
-        """The job's id; that of a row that came in a script is text until it is asked for."""
-        if type(self._job_id) is str:
-            self._job_id = UUID(self._job_id)
+        """The job's id."""
+        if self._job_id is None:
+            self._job_id = UUID(self._row[JOB_ID])
         return self._job_id
 
     @property
     def id_text(self) -> str:
         """The job's id as text."""
-        return f"{self._row[JOB_ID] if self._row is not None else self._job_id}"
+        return f"{self._row[JOB_ID] if self._in_script else self._job_id}"
 
     @property
     def process_at(self) -> datetime:
@@ -102,9 +106,9 @@ class Claim:
         return self._values
 
     def lighten(self) -> None:
-        """Forget what can be made again: all but the columns of an app's own, which no row in a script has."""
-        if self._row is not None and type(self._row[JOB_ID]) is str:
-            self._values, self._job_id = None, self._row[JOB_ID]
+        """Forget what can be made again, which the columns of an app's own cannot."""
+        if self._in_script:
+            self._values = self._job_id = None
 
 
 class Candidate:

@@ -126,7 +126,7 @@ class Lifecycle:
         if rows[0][TAKEN] < len(rows):
             return None
         holder = worker_id, rows[0][UNTIL]
-        return [Claim.of(row, token, holder) for row in rows]
+        return [Claim.of(row, token, holder, in_script=True) for row in rows]
 
     def unknown_types(self, connection: Connection, *, queue: str, known: Sequence[str]) -> list[str]:
         """Give the types among the first due jobs of ``queue`` that are not in ``known``."""
