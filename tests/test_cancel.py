@@ -475,7 +475,7 @@ def test_a_request_that_others_still_may_heed_is_left_to_them(
     assert rows(REQUESTS)[0][1] == "another"
 
 
-def test_a_job_that_is_released_when_its_worker_stops_does_not_run_again(jobs, enqueue, cancel, start_worker, rows):
+def test_a_job_that_is_released_when_its_worker_stops_does_not_run_again(jobs, enqueue, cancel, start_worker, rows, changes):
     inside, free = threading.Event(), threading.Event()
 
     @jobs.handler("work")
@@ -489,8 +489,8 @@ def test_a_job_that_is_released_when_its_worker_stops_does_not_run_again(jobs, e
     cancel(job_id)
     assert not worker.stop(timedelta(0))
     free.set()
+    changes(lambda: rows(REQUESTS) == [])  # on a busy machine the stop does not wait for the last of it
     assert archive(rows) == [("work", "cancelled", 0, GONE)]
-    assert rows(REQUESTS) == []
 
 
 def test_a_worker_without_the_table_works_and_says_once_that_nobody_can_ask(

@@ -162,19 +162,13 @@ def test_where_there_is_no_place_for_one_more_it_goes_without(make_transactions,
     second.close()
 
 
-def test_behind_a_pooler_there_is_no_second_connection(make_transactions, opened, enqueue_many):
-    transactions = make_transactions(pooler="transaction")
-    enqueue_many()
-    with transactions.engine.connect() as connection:
-        second = opened(transactions)
-        second.send(connection, claimed(transactions, connection))
-        assert not second.under_way
-    second.close()
-
-
-def test_somebody_who_listens_to_statements_hears_them_all(tables, make_transactions, opened, enqueue_many):
-    event.listen(tables, "before_cursor_execute", lambda *given: None)
-    transactions = make_transactions()
+@pytest.mark.parametrize("what", ["a pooler", "a listener"])
+def test_there_is_no_second_connection_where_one_might_wait_for_it_or_listens(
+    what, tables, make_transactions, opened, enqueue_many
+):
+    if what == "a listener":
+        event.listen(tables, "before_cursor_execute", lambda *given: None)
+    transactions = make_transactions(pooler="transaction" if what == "a pooler" else None)
     enqueue_many()
     with transactions.engine.connect() as connection:
         second = opened(transactions)

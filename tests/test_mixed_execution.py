@@ -449,6 +449,15 @@ def test_a_handler_may_stop_its_worker(jobs, enqueue, tables, recorder, rows):
     assert effects(rows) == ["done"]
 
 
+@pytest.fixture
+def hears_ctrl_c():
+    """Let SIGINT be heard, also where this run was begun in the background of a shell, which has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_ctrl_c_in_process_next_releases_the_job_and_is_raised(jobs, enqueue, tables, rows):
     @jobs.handler("work")
     async def work(session, job):

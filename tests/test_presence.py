@@ -409,6 +409,7 @@ def test_without_the_right_to_delete_a_worker_is_seen_and_stops_cleanly(
     worker = start_worker(jobs, engine)
     changes.wait_until(lambda: rows(ROW))
     work_is_done(jobs, enqueue, recorder)
+    changes.wait_until(lambda: rows(ROW) == [("default", worker.worker_id, True)])
     assert worker.stop() is True
     assert rows(ROW) == [("default", worker.worker_id, True)], "left to a worker that may"
     assert [type(told.error.orig) for told in recorder.named("presence_unavailable")] == [
