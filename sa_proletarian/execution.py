@@ -35,6 +35,8 @@ from .sessions import Hold, SessionSource, close_session, in_scope, open_session
 from .transactions import SETTLE_LIMITS, Transactions
 
 MOST_CONFLICTS = 5
+LONGEST_CANCEL = 1.0
+"""After so many seconds a cancel that was on its way has come, or will not."""
 STALE = 0.8
 """A claim that was not renewed for so much of its lease belongs to somebody else soon, or does by now: this process was
 paused. What has not begun does not begin then; if it is still ours when it is settled, it is released."""
@@ -292,6 +294,7 @@ class Execution:
 
     def _settle_held(self, run: Run, ruling: Ruling) -> Report | None:
         """Settle in the transaction that holds the job: with what the handler has done, or with that undone."""
+        self._let_cancel_pass(run)
         if ruling.outcome in _KEPT and not ruling.undone:
             in_one_trip = run.hold.scripted and ruling is outcomes.RETURNED
             verdict = self._finish_and_commit(run) if in_one_trip else self._settle_and_commit(run, ruling)
@@ -299,6 +302,12 @@ class Execution:
                 return verdict
             ruling = verdict
         return Report(run, ruling) if run.hold.died else self._settle_undone(run, ruling)
+
+    def _let_cancel_pass(self, run: Run) -> None:
+        """Wait for what cancels the statements of a run that was asked to end: it was meant for its handler's."""
+        until = clock.monotonic() + LONGEST_CANCEL
+        while run.asked is not None and not run.cut and clock.monotonic() < until:
+            self._pause(0.005)
 
     def _settle_undone(self, run: Run, ruling: Ruling) -> Report | None:
         """Undo what the handler has done and settle under the lock that the transaction still has.

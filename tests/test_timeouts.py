@@ -13,6 +13,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
 from sa_proletarian import AsyncWorker, Interrupted, JobTimeout, Outcome, Retry, Snooze, Worker, overtime
+from sa_proletarian.sessions import Hold
+from sa_proletarian.transactions import Transactions
 
 HOUR = timedelta(hours=1)
 SHORT = timedelta(milliseconds=50)
@@ -231,6 +233,39 @@ def test_a_server_connection_that_was_cancelled_is_not_used_again(jobs, enqueue,
     start_worker(jobs)
     recorder.wait_for("job_finished", 2)
     assert pids[0] != pids[1]
+
+
+def test_a_handler_that_sees_that_its_time_is_over_is_settled_after_the_cancel(
+    jobs, enqueue, start_worker, recorder, rows, monkeypatch
+):
+    order, settled = [], threading.Event()
+    cancel, finish = Transactions.cancel_statements, Hold.finish
+
+    def cancel_late(self, connection, runs):
+        if runs:
+            settled.wait(0.5)  # it must not come to that
+            order.append("cancelled")
+        cancel(self, connection, runs)
+
+    def finish_and_tell(self, limits):
+        order.append("settled")
+        settled.set()
+        return finish(self, limits)
+
+    monkeypatch.setattr(Transactions, "cancel_statements", cancel_late)
+    monkeypatch.setattr(Hold, "finish", finish_and_tell)
+
+    @jobs.handler("work", timeout=ENOUGH)
+    def work(session, job):
+        write(session, "done")
+        while not job.interrupted:
+            pass
+
+    enqueue("work")
+    start_worker(jobs)
+    recorder.wait_for("job_finished")
+    assert order == ["cancelled", "settled"]
+    assert rows("SELECT what FROM effect") == [("done",)]
 
 
 def test_a_handler_that_hangs_is_left_behind_and_another_thread_takes_its_place(
