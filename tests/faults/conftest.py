@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import random
 import secrets
@@ -83,6 +84,29 @@ def trial(request, make_trial, database_url):
     return make_trial(database_url, request.module.SCENARIO)
 
 
+@pytest.fixture(
+    params=[
+        "PostgreSQL",
+        # PyMySQL leaves a socket open when the wire breaks while it connects
+        pytest.param("MariaDB", marks=pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")),
+    ]
+)
+def either(request):
+    """Return the name of a database; what asks for it runs on both."""
+    yield request.param
+    gc.collect()  # those sockets: afterwards nobody ignores them
+
+
+@pytest.fixture
+def trial_on_either(request, either, make_trial):
+    """Return a trial on one of the two databases, on MariaDB at half the counts."""
+    if either == "PostgreSQL":
+        return request.getfixturevalue("trial")
+    trial = make_trial(request.getfixturevalue("mariadb_engine").url, f"{request.module.SCENARIO} MariaDB")
+    trial.scale /= 2
+    return trial
+
+
 @pytest.fixture
 def own_server(pytestconfig):
     """Return a function that starts a server of this test's own, whose commits survive its ``crash()``."""
@@ -107,15 +131,21 @@ def own_mariadb():
 
 
 @pytest.fixture
-def proxies(own_server, seed):
-    """Return a server and a function that makes a proxy in front of it."""
-    server = own_server(tcp=True)
+def make_proxy(seed):
+    """Return a function that makes a proxy in front of a port or a socket."""
     made = []
 
-    def make():
-        made.append(Proxy(server.url().port, random.Random(seed + len(made))))
+    def make(target):
+        made.append(Proxy(target, random.Random(seed + len(made))))
         return made[-1]
 
-    yield server, make
+    yield make
     for proxy in made:
         proxy.close()
+
+
+@pytest.fixture
+def proxies(own_server, make_proxy):
+    """Return a server of PostgreSQL and a function that makes a proxy in front of it."""
+    server = own_server(tcp=True)
+    return server, lambda: make_proxy(server.url().port)

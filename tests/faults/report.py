@@ -48,8 +48,11 @@ TITLES = {
     "F19": "everything together",
     "F1 MariaDB": "`kill -9` of workers",
     "F2 MariaDB": "crashes of the server, connections killed",
+    "F3 MariaDB": "broken wires",
     "F8 MariaDB": "deadlocks, locks not had in time",
     "F10 MariaDB": "poison",
+    "F11 MariaDB": "crash loops",
+    "F13 MariaDB": "pauses beyond the lease",
     "stateful": "interleavings of the verbs",
 }
 HEAD = """# Fault report

@@ -9,15 +9,24 @@ from machinery.proxy import Wire
 SCENARIO = "F3"
 
 
+@pytest.fixture
+def scene(request, either, make_trial, make_proxy):
+    """Return a trial and a function that makes a proxy in front of its server."""
+    if either == "PostgreSQL":
+        server, make = request.getfixturevalue("proxies")
+        return make_trial(server.url(), SCENARIO), make
+    trial = request.getfixturevalue("trial_on_either")
+    return trial, lambda: make_proxy(trial.url.query["unix_socket"])
+
+
 @pytest.mark.slow
-def test_a_wire_that_breaks_loses_nothing_and_doubles_nothing(make_trial, proxies):
-    server, make_proxy = proxies
-    trial = make_trial(server.url(), SCENARIO)
+def test_a_wire_that_breaks_loses_nothing_and_doubles_nothing(scene):
+    trial, make_proxy = scene
     of_worker, of_app = make_proxy(), make_proxy()
-    workers = [trial.start(form, url=behind(server, of_worker), slots=3) for form in ("threads", "async")]
+    workers = [trial.start(form, url=behind(trial.url, of_worker), slots=3) for form in ("threads", "async")]
     trial.unlocked |= {worker.pid for worker in workers}
     trial.start(slots=2)  # with a wire of its own, for what the others have lost meanwhile
-    app = trial.make_engine(server.url().set(port=of_app.port), pool_pre_ping=True)
+    app = trial.make_engine(behind(trial.url, of_app), pool_pre_ping=True)
     long_stall = 10 if trial.long else 2
     with trial.filled(60, trial.enqueuer(app), until_certain=True):
         each = trial.amount(3, 150)  # on both sides: twice as many of each kind
@@ -40,5 +49,5 @@ def shuffled(trial, each):
     return kinds
 
 
-def behind(server, proxy):
-    return server.url().set(port=proxy.port).render_as_string(hide_password=False)
+def behind(url, proxy):
+    return url.set(host="127.0.0.1", port=proxy.port, query={})

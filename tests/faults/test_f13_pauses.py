@@ -10,7 +10,8 @@ SCENARIO = "F13"
 
 
 @pytest.mark.slow
-def test_workers_that_were_paused_beyond_their_lease_do_nothing_twice(trial):
+def test_workers_that_were_paused_beyond_their_lease_do_nothing_twice(trial_on_either):
+    trial = trial_on_either
     workers = [trial.start(form, lease=0.5) for form in ("threads", "async")]
     trial.unlocked |= {worker.pid for worker in workers}
     with trial.filled(100):

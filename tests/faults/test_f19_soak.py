@@ -30,8 +30,8 @@ class Scene:
         self.trial, self.server = trial, server
         self.of_worker, self.of_app = make_proxy(), make_proxy()
         self.survivors = [self.start(form) for form in FORMS]
-        self.mortals = deque(self.start(form, url=behind(server, self.of_worker)) for form in FORMS)
-        self.app = trial.make_engine(server.url().set(port=self.of_app.port), pool_pre_ping=True)
+        self.mortals = deque(self.start(form, url=behind(server.url(), self.of_worker)) for form in FORMS)
+        self.app = trial.make_engine(behind(server.url(), self.of_app), pool_pre_ping=True)
         self.kinds = (self.kill, self.terminate, self.pause, self.break_wire, self.break_wire, self.end_connection)
 
     def start(self, form, **given):
@@ -86,7 +86,7 @@ class Scene:
         return worker
 
     def _replace(self, worker):
-        self.mortals.append(self.start(worker.form, url=behind(self.server, self.of_worker)))
+        self.mortals.append(self.start(worker.form, url=behind(self.server.url(), self.of_worker)))
 
 
 class Gauge:

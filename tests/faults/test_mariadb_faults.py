@@ -1,5 +1,7 @@
 """The core of the suite on MariaDB, at half the counts: F1, F2, F8 and F10 with the same workers, ledgers and checker.
 
+F3, F11 and F13 are told once for both databases, in files of their own.
+
 What is otherwise there: a deadlock undoes the whole transaction, also where the handler swallows the error; a lock that is
 not had in time undoes one statement only; what a dead worker had claimed comes back by its lease.
 """
@@ -26,7 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
 ]
 
-FORMS = {"threads": "pymysql", "async": "asyncmy"}
+FORMS = ("threads", "async")
 OTHERS = text(
     "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID() AND command <> 'Killed'"
 )
@@ -37,16 +39,9 @@ def make(make_trial, mariadb_engine):
     return lambda scenario: make_trial(mariadb_engine.url, f"{scenario} MariaDB")
 
 
-def start(trial, form, **options):
-    url = trial.url.set(drivername=f"{trial.url.get_backend_name()}+{FORMS[form]}")
-    return trial.start(form, url=url.render_as_string(hide_password=False), **options)
-
-
 def test_killed_workers_lose_nothing_and_double_nothing(make):
     trial = make("F1")
-    # jobs come back by the lease alone here, and so a worker that a busy machine keeps waiting that long loses its own
-    lease = {"lease": 3.0}
-    workers = [start(trial, form, up=False, **lease) for form in [*FORMS] * (2 if trial.long else 1)]
+    workers = [trial.start(form, up=False) for form in [*FORMS] * (2 if trial.long else 1)]
     kills, jobs = trial.amount(3, 100), trial.amount(1, 50_000)
     with trial.filled(500 if trial.long else 100, together=25 if trial.long else 1) as enqueuer:
         for number in range(kills):
@@ -56,7 +51,7 @@ def test_killed_workers_lose_nothing_and_double_nothing(make):
             trial.pause(0.05, 0.5)
             victim.kill()
             trial.fault("kill -9 of a worker")
-            workers[workers.index(victim)] = start(trial, victim.form, up=False, **lease)
+            workers[workers.index(victim)] = trial.start(victim.form, up=False)
     trial.finish()
     trial.check()
     assert trial.record.counts["starts"] > trial.record.counts["jobs"], "the kills have hit running jobs"
@@ -90,7 +85,7 @@ def test_a_server_that_crashes_loses_nothing_and_doubles_nothing(make_trial, own
         connection.execute(text("CREATE DATABASE trial"))
     administration.dispose()
     trial = make_trial(own_mariadb.url("trial"), "F2 MariaDB")
-    workers = [start(trial, form, slots=4) for form in FORMS]
+    workers = [trial.start(form, slots=4) for form in FORMS]
     trial.unlocked |= {worker.pid for worker in workers}  # its lease may end before its lost connection is noticed
     faults = [crash] * trial.amount(1, 25) + [kill_connection] * trial.amount(5, 30)
     trial.suffer(faults, own_mariadb, trial.enqueuer(most_ms=60))
@@ -108,7 +103,7 @@ def test_deadlocks_take_no_half_of_a_job(make):
         then = [20] if does == "swallows_updates" else []
         enqueuer.put({"does": does, "rows": trial.chance.sample(range(1, 6), 2), "between": 0.02, "then": then})
     for form in FORMS:
-        start(trial, form, slots=2)  # more of them would deadlock some job more often than it is called again
+        trial.start(form, slots=2)  # more of them would deadlock some job more often than it is called again
     trial.finish(1800 if trial.long else 120)
     trial.check()
     silent = swallowed(trial, "1213")
@@ -127,7 +122,7 @@ def test_a_lock_not_had_in_time_takes_one_statement_and_nothing_else(make):
     options = {"connect_args": {"init_command": "SET SESSION innodb_lock_wait_timeout = 1"}}
     with somebody_has(trial, 10):
         for form in FORMS:
-            start(trial, form, **options)
+            trial.start(form, **options)
         trial.wait_for("SELECT count(*) = 0 FROM proletarian_job", 300)
     trial.finish()
     trial.check()

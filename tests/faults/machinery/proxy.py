@@ -1,7 +1,7 @@
-"""A TCP proxy in front of a PostgreSQL server, which breaks the wire at a moment that can be chosen.
+"""A TCP proxy in front of a server, which breaks the wire at a moment that can be chosen.
 
-It reads just enough of the protocol to know a COMMIT when it passes: a simple query, as psycopg sends it, which is that
-COMMIT or ends with it.
+It reads just enough of the protocols to know a COMMIT when it passes: with PostgreSQL a simple query, as psycopg sends it,
+which is that COMMIT or ends with it; with MariaDB and MySQL a packet of seven bytes that asks for it alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-COMMIT = b"COMMIT\x00"
+COMMITS = (b"COMMIT\x00", b"\x07\x00\x00\x00\x03COMMIT")
 CHUNK = 65536
 
 
@@ -40,10 +40,10 @@ class Armed:
 
 
 class Proxy:
-    """Listens on a free port of 127.0.0.1 and forwards to ``port``; breaks what it is told to break."""
+    """Listens on a free port of 127.0.0.1 and forwards to a port there or to a socket; breaks what it is told to break."""
 
-    def __init__(self, port: int, chance: random.Random) -> None:
-        self._target = port
+    def __init__(self, target: int | str, chance: random.Random) -> None:
+        self._target = target
         self._chance = chance
         self._armed: deque[Armed] = deque()
         self._fired = threading.Condition()
@@ -107,7 +107,7 @@ class Proxy:
         self._links.add(task)
         try:
             await self.flows.wait()
-            server, to_server = await asyncio.open_connection("127.0.0.1", self._target)
+            server, to_server = await self._connect()
         except (OSError, asyncio.CancelledError):
             to_client.transport.abort()
             self._links.discard(task)
@@ -122,6 +122,11 @@ class Proxy:
         finally:
             link.close()
             self._links.discard(task)
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if isinstance(self._target, str):
+            return await asyncio.open_unix_connection(self._target)
+        return await asyncio.open_connection("127.0.0.1", self._target)
 
     def due(self, *kinds: Wire, passed: int) -> Armed | None:
         """Give the next fault if it is of one of ``kinds`` and its moment has come; else count down."""
@@ -149,6 +154,10 @@ class Proxy:
             self._fired.notify_all()
 
 
+def is_commit(data: bytes) -> bool:
+    return any(commit in data for commit in COMMITS)
+
+
 class Link:
     """One connection through the proxy."""
 
@@ -160,7 +169,7 @@ class Link:
 
     async def up(self, client: asyncio.StreamReader) -> None:
         while data := await client.read(CHUNK):
-            if COMMIT in data and (armed := self._proxy.due(Wire.COMMIT_DROPPED, Wire.COMMIT_ANSWER_DROPPED, passed=1)):
+            if is_commit(data) and (armed := self._proxy.due(Wire.COMMIT_DROPPED, Wire.COMMIT_ANSWER_DROPPED, passed=1)):
                 if armed.kind is Wire.COMMIT_DROPPED:
                     self._reset(armed.kind)
                     return
@@ -189,7 +198,7 @@ class Link:
         await writer.drain()
 
     def _reset(self, kind: Wire) -> None:
-        """Close both ends with an RST."""
+        """Close both ends, with an RST where they are TCP."""
         self.close()
         self._proxy.tell(kind)
 

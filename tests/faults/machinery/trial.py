@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Engine, create_engine, func, select, text
+from sqlalchemy import URL, Engine, create_engine, func, make_url, select, text
 
 from sa_proletarian import ArchivedJob, Job, metadata
 
@@ -26,6 +26,8 @@ from .enqueuer import USUAL, Enqueuer
 from .record import Record
 
 SCRIPT = Path(__file__).with_name("worker.py")
+MYSQLS = {"threads": "pymysql", "async": "asyncmy"}
+"""The drivers of a worker on MariaDB or MySQL; psycopg is one for both forms."""
 
 
 class Process:
@@ -126,7 +128,12 @@ class Trial:
         self, form: str = "threads", *, up: bool = True, wrapper: tuple[str, ...] = (), environment: Any = None, **given: Any
     ) -> Process:
         """Start a worker process of the form ``threads`` or ``async``; ``given`` is for ``worker.py``."""
-        given = {"url": self.url.render_as_string(hide_password=False), "form": form, **given}
+        url = make_url(given.get("url", self.url))
+        if (server := url.get_backend_name()) != "postgresql":
+            url = url.set(drivername=f"{server}+{MYSQLS[form]}")
+            # a claim is had by its lease alone here: a worker that a busy machine keeps waiting that long loses it
+            given = {"lease": 3.0, **given}
+        given |= {"url": url.render_as_string(hide_password=False), "form": form}
         given |= {"ledger": str(self.ledger.path), "events": str(self.events.path)}
         process = Process(self, form, [*wrapper, sys.executable, str(SCRIPT), json.dumps(given)], environment or {})
         self.processes.append(process)
