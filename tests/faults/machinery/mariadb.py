@@ -62,6 +62,7 @@ class MariaDB:
 
     def __init__(self, program: str, *options: str, address: str | None = None) -> None:
         self._program = program
+        self._address = address
         self._options = (*options, "--skip-networking" if address is None else f"--bind-address={address}")
         self.folder = Path(tempfile.mkdtemp(prefix="sa-proletarian-mariadb-", dir="/tmp"))
         folders = (self.folder, self.folder / "data", self.folder / "tmp")
@@ -81,6 +82,8 @@ class MariaDB:
     def _command(self) -> list[str]:
         # in a folder that they share, one server removes the temporary tables of another
         own = _MYSQLS if self.is_mysql else _MARIADBS
+        if self.is_mysql and self._address is None:
+            own += ("--tls-version=",)  # what comes to the socket through a proxy is to be read there
         return [self._program, *_OPTIONS, *own, f"--datadir={self.folder / 'data'}", f"--tmpdir={self.folder / 'tmp'}"]
 
     def _fill(self) -> None:
