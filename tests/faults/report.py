@@ -32,6 +32,7 @@ TITLES = {
     "F1": "`kill -9` of workers",
     "F2": "crashes of the server",
     "F3": "broken wires",
+    "F4": "hosts that vanish from the network",
     "F5": "failover",
     "F6": "PgBouncer",
     "F7": "timeouts of the server",
@@ -46,9 +47,11 @@ TITLES = {
     "F17": "migrations under load",
     "F18": "dead rows beside a held claim",
     "F19": "everything together",
+    "F20": "two versions side by side",
     "F1 MariaDB": "`kill -9` of workers",
     "F2 MariaDB": "crashes of the server, connections killed",
     "F3 MariaDB": "broken wires",
+    "F4 MariaDB": "hosts that vanish from the network",
     "F8 MariaDB": "deadlocks, locks not had in time",
     "F10 MariaDB": "poison",
     "F11 MariaDB": "crash loops",
@@ -96,7 +99,11 @@ def total(runs: list[dict[str, Any]], faults: Counter[str]) -> str:
     starts, lost = (sum(run["counts"].get(what, 0) for run in runs) for what in ("starts", "lost"))
     twice = sum(run["counts"].get("duplicates", 0) for run in runs)
     versions = ", ".join(sorted({str(run["postgresql"]) for run in runs if "postgresql" in run}))
-    others = "".join(sorted({f" and MariaDB {run['mariadb']}" for run in runs if "mariadb" in run}))
+    others = "".join(
+        f" and {name} {version}"
+        for name in ("MariaDB", "MySQL")
+        for version in sorted({run[name.lower()] for run in runs if name.lower() in run})
+    )
     bound = f"{3 / injected:.2%}" if injected else "–"
     return (
         f"**In total:** {len(runs)} runs that passed, {injected:,} faults, {jobs:,} jobs with {starts:,} starts, on"
@@ -129,7 +136,8 @@ def by_scenario(runs: list[dict[str, Any]]) -> str:
             faults = f"{count('examples')} examples, {count('steps')} steps"
         if count("payloads") != "–":
             faults += f", {count('payloads')} payloads"
-        cells = [scenario, TITLES.get(scenario, ""), str(len(these)), faults, count("jobs"), count("starts"), count("lost")]
+        title = TITLES.get(scenario.replace("MySQL", "MariaDB"), "")
+        cells = [scenario, title, str(len(these)), faults, count("jobs"), count("starts"), count("lost")]
         cells += [count("duplicates"), f"{max(slowest)} s" if slowest else "–"]
         lines.append(f"| {' | '.join(cells)} |\n")
     return "".join([*lines, "\n"])
