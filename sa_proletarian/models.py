@@ -36,6 +36,7 @@ from .tables import (
     OPTIONS,
     TIMESTAMP,
     add_checks,
+    add_checks_of_ids,
     add_index,
     make_room,
     room,
@@ -224,6 +225,7 @@ class JobMixin(_QueueTable):
         is_new = add_index(table, "due", "queue", "process_at", "job_id")
         if is_new:
             make_room(table)
+            add_checks_of_ids(table, "job_id", "claim_id")
         add_checks(table, counts=("attempts", "crashes"), instants=("enqueued_at", "process_at", "claimed_until"))
         cls.__worker_table__ = worker_table(table, keep_existing=not is_new)
 

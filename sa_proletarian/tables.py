@@ -20,6 +20,7 @@ from sqlalchemy import (
     Index,
     String,
     Table,
+    Uuid,
     event,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -118,6 +119,30 @@ def _add_check(table: Table, column: str, condition: str) -> None:
     name = final(f"ck_{table.name}_{column}")
     if name not in {constraint.name for constraint in table.constraints}:  # else the table was declared again
         table.append_constraint(CheckConstraint(condition, name=name))
+
+
+def add_checks_of_ids(table: Table, *columns: str) -> None:
+    """See to the same for UUIDs on MySQL, which keeps them as text; no CHECK of the table, for elsewhere it is none."""
+    for name in columns:
+        if isinstance(table.c[name].type, Uuid):
+            check = _CheckId(f"ck_{table.name}_{name}", f"{name} REGEXP '^[0-9a-f]{{32}}$'")
+            event.listen(table, "after_create", check.execute_if(callable_=_keeps_uuids_as_text))
+
+
+def _keeps_uuids_as_text(*_: Any, dialect: Any, **__: Any) -> bool:
+    return dialect.name in MYSQL and not dialect.supports_native_uuid
+
+
+class _CheckId(ExecutableDDLElement):
+    def __init__(self, name: str, condition: str) -> None:
+        self.name = name
+        self.condition = condition
+
+
+@compiles(_CheckId)
+def _add(element: Any, compiler: Any, **kw: Any) -> str:
+    table, name = compiler.preparer.format_table(element.target), compiler.preparer.quote(element.name)
+    return f"ALTER TABLE {table} ADD CONSTRAINT {name} CHECK ({element.condition})"
 
 
 def add_index(table: Table, suffix: str, *columns: str) -> bool:

@@ -23,7 +23,8 @@ def upgrade(op: Operations, tables: Instance) -> None:
     if tables.job is not None:
         checks = counts(tables.job, "attempts", "crashes")
         checks += calendar(tables.job, "enqueued_at", "process_at", "claimed_until")
-        create(op, tables.job, tables.schema, chosen(job_columns(), tables.job_columns), checks)
+        columns = chosen(job_columns(), tables.job_columns)
+        create(op, tables.job, tables.schema, columns, checks + uuids(op, tables.job, columns))
     if tables.archived is not None:
         checks = counts(tables.archived, "attempts")
         checks += calendar(tables.archived, "enqueued_at", "process_at", "finished_at")
@@ -129,6 +130,15 @@ def counts(table: str, *columns: str) -> list[sa.CheckConstraint]:
 def calendar(table: str, *columns: str) -> list[sa.CheckConstraint]:
     """Give the CHECKs of columns that are instants."""
     return [check(table, column, f"{column} >= '0001-01-03' AND {column} < '9999-12-30'") for column in columns]
+
+
+def uuids(op: Operations, table: str, columns: list[sa.Column[Any]]) -> list[sa.CheckConstraint]:
+    """Give the CHECKs of UUIDs for MySQL, which keeps them as text."""
+    dialect = op.get_context().dialect
+    if dialect.name not in ("mysql", "mariadb") or dialect.supports_native_uuid:
+        return []
+    names = [column.name for column in columns if isinstance(column.type, sa.Uuid)]
+    return [check(table, name, f"{name} REGEXP '^[0-9a-f]{{32}}$'") for name in names]
 
 
 def check(table: str, column: str, condition: str) -> sa.CheckConstraint:

@@ -9,6 +9,7 @@ not had in time undoes one statement only; what a dead worker had claimed comes 
 from __future__ import annotations
 
 import gc
+import json
 import random
 import threading
 from contextlib import contextmanager
@@ -160,8 +161,9 @@ def somebody_has(trial, number):
         thread.join()
 
 
+UUID = "REPLACE(UUID(), '-', '')"  # MySQL keeps it so
 GOOD = {
-    "job_id": "UUID()",
+    "job_id": UUID,
     "queue": "'default'",
     "job_type": "'poison'",
     "payload": "'null'",
@@ -192,10 +194,10 @@ CORPUS = {
     "due when time ends": {"process_at": "'9999-12-31 23:59:59.999999'"},
     "enqueued at no time": {"enqueued_at": "'0000-00-00'"},
     "enqueued when time ends": {"enqueued_at": "'9999-12-31 23:59:59.999999'"},
-    "claimed at no time": {"claim_id": "UUID()", "claimed_until": "'0000-00-00'"},
+    "claimed at no time": {"claim_id": UUID, "claimed_until": "'0000-00-00'"},
     "claimed without a claim": {"claimed_until": "UTC_TIMESTAMP(6) - INTERVAL 1 DAY"},
-    "a claim without a lease": {"claim_id": "UUID()"},
-    "claimed by a novel": {"claim_id": "UUID()", "claimed_by": "REPEAT('x', 60000)"},
+    "a claim without a lease": {"claim_id": UUID},
+    "claimed by a novel": {"claim_id": UUID, "claimed_by": "REPEAT('x', 60000)"},
     "a long error": {"last_error": "REPEAT('x', 65535)"},
     "an empty type": {"job_type": "''"},
     "a type that is no name": {"job_type": r"'\x1b[31m\n; DROP TABLE'"},
@@ -203,7 +205,7 @@ CORPUS = {
     "a type too long": {"job_type": "REPEAT('x', 201)"},
     "a queue that is no name": {"queue": r"'\n'"},
     "no id": {"job_id": "NULL"},
-    "the id of zeros": {"job_id": "'00000000-0000-0000-0000-000000000000'"},
+    "the id of zeros": {"job_id": "REPEAT('0', 32)"},
     "an id that is none": {"job_id": "'id'"},
 }
 
@@ -226,6 +228,8 @@ REFUSED = {
     "nothing",
 }
 """What the tables refuse by themselves, also where the server is not strict."""
+REFUSED_BY_MYSQL = {"a number beyond floats", "a number with more digits than Python reads"}
+"""What it refuses besides: its JSON is more than text."""
 
 
 def test_rows_behind_the_apis_back_harm_nobody(make, recorder):
@@ -253,7 +257,8 @@ def test_rows_behind_the_apis_back_harm_nobody(make, recorder):
     assert done == [1] * 2 * len(CORPUS)
     errors = [(event.name, str(event.error)) for event in recorder.named("job_worker_error")]
     assert errors == [], "no poll fails"
-    assert refused == {"STRICT_TRANS_TABLES": REFUSED | {"a type too long"}, "": REFUSED | {"the id of zeros"}}, (
+    always = REFUSED if trial.engine.dialect.is_mariadb else REFUSED | REFUSED_BY_MYSQL
+    assert refused == {"STRICT_TRANS_TABLES": always | {"a type too long"}, "": always | {"the id of zeros"}}, (
         "that of zeros is there by then"
     )
 
@@ -273,6 +278,20 @@ def test_what_is_enqueued_comes_back_equal_or_is_refused_before_any_sql(make, re
     with Worker(jobs, trial.engine, threads=2, listener=recorder, polling_interval=timedelta(milliseconds=20)):
         trial.wait_for("SELECT count(*) = 0 FROM proletarian_job", 1800 if trial.long else 120)
     assert came.keys() == given.keys()
+    if not trial.engine.dialect.is_mariadb:
+        given, came = ({job_id: rounded(value) for job_id, value in values.items()} for values in (given, came))
     assert [(value, came[job_id]) for job_id, value in given.items() if not alike(value, came[job_id])] == []
     trial.wait_for(f"SELECT count(*) = {len(given)} FROM proletarian_archived_job WHERE status = 'success'", 1)
     assert refused > 0 and len(given) > refused / 4
+
+
+def rounded(value):
+    """Give a value as far as MySQL's JSON keeps it: integers beyond 64 bits are floats, not always the nearest."""
+
+    def about(digits):
+        return float(f"{float(digits):.12g}")
+
+    def number(digits):
+        return int(digits) if int(digits) in range(-(2**63), 2**64) else about(digits)
+
+    return json.loads(json.dumps(value), parse_int=number, parse_float=about)
