@@ -106,7 +106,7 @@ def test_deadlocks_take_no_half_of_a_job(make):
     for form in FORMS:
         trial.start(form, slots=2)  # more of them would deadlock some job more often than it is called again
     trial.finish(1800 if trial.long else 120)
-    trial.check()
+    trial.check_but_for_beaten(len(deeds) / 20)
     silent = swallowed(trial, "1213")
     trial.record.faults["deadlock"] += max(0, names(trial).count("conflict_retried") - silent)
     trial.record.faults["deadlock, swallowed"] += silent

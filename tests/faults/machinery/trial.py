@@ -240,6 +240,17 @@ class Trial:
         verdict = self.verdict(**options)
         assert verdict, f"seed {self.record.seed}: {verdict}"
 
+    def check_but_for_beaten(self, most: float) -> None:
+        """Check all, but do not count the starts of jobs of which six tries each ended in a deadlock: that is a failure."""
+        verdict = self.verdict()
+        beaten = {event["job"] for event in self.history().events if event["name"] == "handle_job_exception"}
+        self.record.counts["deadlocked_six_times"] = len(beaten)
+        for kind in ("miscounted attempts", "started more often than explained"):
+            if all(one.split(":")[0] in beaten for one in verdict.wrong.get(kind, ())):
+                verdict.wrong.pop(kind, None)
+        assert verdict, f"seed {self.record.seed}: {verdict}"
+        assert len(beaten) <= most
+
     def history(self) -> checker.History:
         ended = select(
             ArchivedJob.job_id, ArchivedJob.status, ArchivedJob.attempts, ArchivedJob.process_at, ArchivedJob.finished_at
