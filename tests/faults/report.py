@@ -91,7 +91,7 @@ def draw(runs: list[dict[str, Any]]) -> str:
     faults: Counter[str] = Counter()
     for run in passed:
         faults.update(run["faults"])
-    return "".join([HEAD, total(passed, faults), by_scenario(passed), by_fault(passed), failed(runs)])
+    return "".join([HEAD, total(passed, faults), recovery(passed), by_scenario(passed), by_fault(passed), failed(runs)])
 
 
 def total(runs: list[dict[str, Any]], faults: Counter[str]) -> str:
@@ -110,6 +110,19 @@ def total(runs: list[dict[str, Any]], faults: Counter[str]) -> str:
         f" PostgreSQL {versions}{others}. Lost: {lost}. Database effects taken twice: {twice}.\n\n"
         f"No failure in {injected:,} faults does not prove that there is none: it says, at 95 %, that fewer than {bound} of"
         " such faults (3/n) do harm, each kind taken alone correspondingly less surely.\n\n"
+    )
+
+
+def recovery(runs: list[dict[str, Any]]) -> str:
+    def slowest(what: str, *scenarios: str) -> str:
+        seconds = [run["counts"][what] for run in runs if run["scenario"] in scenarios and what in run["counts"]]
+        return f"{max(seconds):.2f} s" if seconds else "–"
+
+    vanished, on_mariadb = slowest("seconds_to_empty", "F4"), slowest("seconds_to_empty", "F4 MariaDB")
+    resumed = slowest("seconds_to_resume", "F2", "F5")
+    return (
+        f"**Recovery:** at most {vanished} after its host had vanished a job had run elsewhere, on MariaDB {on_mariadb};"
+        f" at most {resumed} after a server that had crashed, or was promoted, accepted writes, the next job had ended.\n\n"
     )
 
 

@@ -19,6 +19,7 @@ def crash(trial, server):
     trial.fault("crash of the server")
     server.crash()
     server.start()
+    trial.resume()
 
 
 def kill_backend(trial, server):

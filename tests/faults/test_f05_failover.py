@@ -27,6 +27,7 @@ def test_after_a_failover_to_a_standby_jobs_and_business_agree(make_trial, own_s
                     trial.pause(0.1, 0.3)
                 trial.fault("failover to a promoted standby" + ("" if synchronous else " (asynchronous)"))
                 pair.fail_over()
+                trial.resume()
                 trial.wait_for("SELECT count(*) > 0 FROM proletarian_job")
         trial.finish()
         verdict = trial.verdict()

@@ -25,6 +25,8 @@ from . import checker, ledger, own_tables
 from .enqueuer import USUAL, Enqueuer
 from .record import Record
 
+RESUME, SLACK = 5.0, 5.0
+"""So many seconds after a server accepts writes again jobs end again; and so many more, where a machine is busy."""
 SCRIPT = Path(__file__).with_name("worker.py")
 MYSQLS = {"threads": "pymysql", "async": "asyncmy"}
 """The drivers of a worker on MariaDB or MySQL; psycopg is one for both forms."""
@@ -178,6 +180,17 @@ class Trial:
                 self.wait_for("SELECT count(*) > 0 FROM proletarian_job")  # it answers again, and there is work
                 fault(self, server)
         self.wait_for("SELECT 1 = 1")
+
+    def resume(self) -> None:
+        """Note how long it takes, once the server accepts writes again, until the next job has ended."""
+        self.wait_for("SELECT NOT pg_is_in_recovery()")
+        begun = time.monotonic()
+        with self.engine.connect() as connection:
+            ended = connection.scalar(select(func.count()).select_from(ArchivedJob))
+        self.wait_for(f"SELECT count(*) > {ended} FROM proletarian_archived_job")
+        seconds = round(time.monotonic() - begun, 2)
+        assert seconds <= RESUME + SLACK, f"{seconds} s, {self.state()}"
+        self.record.counts["seconds_to_resume"] = max(seconds, self.record.counts.get("seconds_to_resume", 0))
 
     def pause(self, shortest: float, longest: float) -> None:
         """Let a random time pass before the next fault."""
