@@ -58,8 +58,6 @@ def make_trial(request, pytestconfig, tmp_path, seed):
                 record.server = {name: ".".join(str(part) for part in trial.engine.dialect.server_version_info[:3])}
             if name == "mysql":
                 record.scenario = record.scenario.replace("MariaDB", "MySQL")
-            if name == "mysql":
-                record.scenario = record.scenario.replace("MariaDB", "MySQL")
         return trial
 
     yield make

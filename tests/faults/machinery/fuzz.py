@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 VALUES = (
@@ -37,3 +38,15 @@ def alike(given, came):
             return float(came) == given
         case _:
             return type(given) is type(came) and given == came
+
+
+def rounded(value):
+    """Give a value as far as MySQL's JSON keeps it: integers beyond 64 bits are floats, not always the nearest."""
+
+    def about(digits):
+        return float(f"{float(digits):.12g}")
+
+    def number(digits):
+        return int(digits) if int(digits) in range(-(2**63), 2**64) else about(digits)
+
+    return json.loads(json.dumps(value), parse_int=number, parse_float=about)
