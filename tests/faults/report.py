@@ -72,8 +72,10 @@ def key(run: dict[str, Any]) -> tuple[Any, ...]:
     return run["scenario"], run["test"], run["seed"], run["at"]
 
 
-def place(scenario: str) -> tuple[int, str]:
-    return (int(scenario[1:]), "") if scenario[1:].isdigit() else (999, scenario)
+def place(scenario: str) -> tuple[str, int]:
+    """Give the place in the tables: PostgreSQL's by number, then those of other databases; what has no number comes last."""
+    number, _, database = scenario.removeprefix("F").partition(" ")
+    return (database, int(number)) if number.isdigit() else ("~", 0)
 
 
 def known_runs() -> list[dict[str, Any]]:
