@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Table, bindparam, delete, exists, literal, se
 from sqlalchemy.dialects.postgresql import insert
 
 from .dialects import statement_now
-from .roster import QUEUE, own_name
+from .roster import QUEUE
 
 JOB = "job"
 
@@ -29,7 +29,7 @@ class Bulletin:
 
     def __init__(self, table: Table, *, worker_id: str) -> None:
         self._table = table
-        self._me = own_name(worker_id)
+        self._me = worker_id
         self._show: Any = self._showing()
         self._remove: Any = self._removing()
         self._orphans: Any = self._sweeping()

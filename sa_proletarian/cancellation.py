@@ -21,7 +21,6 @@ from . import outcomes
 from .dialects import Trouble, statement_now, trouble
 from .errors import ConfigurationError
 from .lifecycle import Lifecycle
-from .roster import own_name
 from .tables import NAME_LIMIT
 
 CANCEL = "cancel"
@@ -102,7 +101,7 @@ class Cancelling:
 
     def pending(self, connection: Connection, *, worker_id: str, patience: timedelta) -> list[Request]:
         """Give the requests to a worker, to anybody, and those to others that were not heeded for so long."""
-        rows = connection.execute(self._pending, {"me": own_name(worker_id), "patience": patience}).all()
+        rows = connection.execute(self._pending, {"me": worker_id, "patience": patience}).all()
         return [Request.of(row) for row in rows]
 
     def make_again(self, connection: Connection, request: Request) -> None:

@@ -13,7 +13,6 @@ from sqlalchemy import Connection, Table, bindparam, delete, func, select, tuple
 from sqlalchemy.dialects.postgresql import insert
 
 from .dialects import statement_now
-from .tables import NAME_LIMIT
 
 QUEUE = "queue"
 SILENT_LEASES = 5
@@ -47,13 +46,13 @@ class Roster:
         started_at: datetime | None,
     ) -> datetime:
         """Say that the worker is here now, also where it was struck off; give ``started_at``, by default now."""
-        values = {"subject": queue, "worker_id": own_name(worker_id), "idle": idle, "detail": detail}
+        values = {"subject": queue, "worker_id": worker_id, "idle": idle, "detail": detail}
         at: datetime = connection.execute(self._register, {**values, "since": started_at}).scalar_one()
         return at
 
     def unregister(self, connection: Connection, *, queue: str, worker_id: str) -> None:
         """Remove the worker's row, wherever it is not locked."""
-        self._strike_off(connection, queue, own_name(worker_id), None)
+        self._strike_off(connection, queue, worker_id, None)
 
     def strike_off_the_dead(self, connection: Connection) -> None:
         """Remove the rows of workers that were not seen for five of their own leases, wherever they are not locked."""
@@ -100,11 +99,6 @@ class Roster:
             .with_for_update(skip_locked=True)
         )
         return delete(self._table).where(tuple_(row.kind, row.subject, row.worker_id).in_(free))
-
-
-def own_name(worker_id: str) -> str:
-    """Give what of a worker id fits the column: the end, in which the default id is unique."""
-    return worker_id[-NAME_LIMIT:]
 
 
 def is_silent(row: Any) -> bool:

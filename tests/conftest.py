@@ -199,12 +199,21 @@ def start_worker(tables: Engine, recorder: Recorder) -> Iterator[Callable[..., W
 
 
 @pytest.fixture
-def rows(tables: Engine) -> Callable[..., list[Any]]:
+def rows(tables: Engine, rows_on: Callable[[Engine], Callable[..., list[Any]]]) -> Callable[..., list[Any]]:
     """Return a function that runs one SQL statement in a transaction of its own and gives its rows, if it has any."""
+    return rows_on(tables)
 
-    def run(statement: str, **parameters: Any) -> list[Any]:
-        with tables.begin() as connection:
-            result = connection.execute(text(statement), parameters)
-            return [tuple(row) for row in result] if result.returns_rows else []
 
-    return run
+@pytest.fixture
+def rows_on() -> Callable[[Engine], Callable[..., list[Any]]]:
+    """Return what makes such a function for any engine."""
+
+    def on(engine: Engine) -> Callable[..., list[Any]]:
+        def run(statement: str, **parameters: Any) -> list[Any]:
+            with engine.begin() as connection:
+                result = connection.execute(text(statement), parameters)
+                return [tuple(row) for row in result] if result.returns_rows else []
+
+        return run
+
+    return on

@@ -15,7 +15,7 @@ from sqlalchemy.dialects.mysql import insert
 from sa_proletarian.bulletin import JOB, Bulletin
 from sa_proletarian.cancellation import ANYBODY, CANCEL, Cancelling, Request
 from sa_proletarian.dialects import statement_now
-from sa_proletarian.roster import QUEUE, Roster, own_name
+from sa_proletarian.roster import QUEUE, Roster
 from sa_proletarian.tables import NAME_LIMIT
 
 from .lifecycle import microseconds
@@ -35,9 +35,9 @@ class MySQLRoster(Roster):
         detail: dict[str, Any],
         started_at: datetime | None,
     ) -> datetime:
-        values = {"subject": queue, "worker_id": own_name(worker_id), "idle": idle, "detail": detail}
+        values = {"subject": queue, "worker_id": worker_id, "idle": idle, "detail": detail}
         connection.execute(self._register, {**values, "since": started_at})
-        at: datetime = connection.execute(self._registered, {"about": queue, "me": own_name(worker_id)}).scalar_one()
+        at: datetime = connection.execute(self._registered, {"about": queue, "me": worker_id}).scalar_one()
         return at
 
     def _registration(self) -> Any:
@@ -105,7 +105,7 @@ class MySQLCancelling(Cancelling):
     """The rows that ask for a job to be given up."""
 
     def pending(self, connection: Connection, *, worker_id: str, patience: timedelta) -> list[Request]:
-        rows = connection.execute(self._pending, {"me": own_name(worker_id), "patience": -microseconds(patience)})
+        rows = connection.execute(self._pending, {"me": worker_id, "patience": -microseconds(patience)})
         return [Request.of(row) for row in rows]
 
     def _insert_request(self, connection: Connection, job_id: Any, subject: str, detail: dict[str, Any]) -> bool:

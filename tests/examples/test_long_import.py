@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import text
 
-
-def test_the_import_is_watched_stopped_and_finished_by_another_worker(start, environment, database_url, engine):
+def test_the_import_is_watched_stopped_and_finished_by_another_worker(start, environment, database_url, engine, rows_on):
     environment["DATABASE_URL"] = database_url.render_as_string(hide_password=False)
-
-    def rows(statement):
-        with engine.begin() as connection:
-            result = connection.execute(text(statement))
-            return [tuple(row) for row in result] if result.returns_rows else []
-
+    rows = rows_on(engine)
     enqueue = start("long_import/enqueue.py", "3600")
     enqueue.wait_for("about 3600 s")
     enqueue.end()

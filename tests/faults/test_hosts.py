@@ -249,7 +249,7 @@ def far_mariadb(start, network):
 @pytest.mark.slow
 @pytest.mark.parametrize(("server", "scenario"), [("far_server", "F4"), ("far_mariadb", "F4 MariaDB")])
 def test_the_jobs_of_a_host_that_vanishes_run_elsewhere_in_time_and_take_effect_once(
-    start, network, server, scenario, request, jobs, recorder, make_trial
+    start, network, server, scenario, request, jobs, recorder, make_trial, rows_on
 ):
     wire, here = request.getfixturevalue(server)
     trial = make_trial(here, scenario, tables=False)
@@ -261,10 +261,7 @@ def test_the_jobs_of_a_host_that_vanishes_run_elsewhere_in_time_and_take_effect_
         what = f"here {job.job_id} {job.attempts} {job.crashes}"
         session.execute(text("INSERT INTO effect VALUES (:what)"), {"what": what})
 
-    def rows(statement):
-        with trial.engine.begin() as connection:
-            return [tuple(row) for row in connection.execute(text(statement))]
-
+    rows = rows_on(trial.engine)
     kinds = ["idle-in-its-transaction", "busy-with-a-statement", "before-its-first-use"]
     for kind in kinds:
         jobs.handler(kind)(instead)

@@ -13,6 +13,7 @@ import threading
 import time
 from contextlib import contextmanager
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import create_engine, text
@@ -54,6 +55,20 @@ def the_other(database_url, tables):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield process
         process.kill()
+
+
+@pytest.fixture
+def long_job(jobs):
+    """Handle ``long``, until it may ``go_on``; ``starts`` says with which attempts it has begun."""
+    running = SimpleNamespace(begun=threading.Event(), go_on=threading.Event(), starts=[])
+
+    @jobs.handler("long")
+    def long(session, job):
+        running.starts.append(job.attempts)
+        running.begun.set()
+        assert running.go_on.wait(PATIENCE)
+
+    return running
 
 
 def enqueue(jobs, engine, *job_types):
@@ -109,22 +124,14 @@ def test_a_process_that_died_before_anybody_watched_it_is_not_overlooked(
 
 
 def test_a_worker_that_lives_keeps_its_jobs_though_all_its_connections_are_ended(
-    jobs, tables, database_url, start_worker, recorder, rows, monkeypatch
+    jobs, tables, database_url, long_job, start_worker, recorder, rows, monkeypatch
 ):
     """It has a moment to come back, which is long here: a busy machine is no death."""
     monkeypatch.setattr(vigil, "GRACE", 20.0)
-    begun, go_on, starts = threading.Event(), threading.Event(), []
-
-    @jobs.handler("long")
-    def long(session, job):
-        starts.append(job.attempts)
-        begun.set()
-        assert go_on.wait(PATIENCE)
-
     engine = create_engine(database_url, connect_args={"application_name": "the living"})
     with Worker(jobs, engine, lease=HOUR, worker_id="the living", listener=recorder):
         enqueue(jobs, tables, "long")
-        assert begun.wait(PATIENCE)
+        assert long_job.begun.wait(PATIENCE)
         until(rows, TIED, [(1,)])
         watching = start_worker(jobs, lease=HOUR)
         until_watched(watching, "the living")
@@ -138,38 +145,30 @@ def test_a_worker_that_lives_keeps_its_jobs_though_all_its_connections_are_ended
             deadline = time.monotonic() + PATIENCE
             while "the living" in watched._missed:
                 assert time.monotonic() < deadline
-        go_on.set()
+        long_job.go_on.set()
         recorder.wait_for("job_finished", timeout=PATIENCE)
     engine.dispose()
-    assert (starts, recorder.named("claim_lost")) == ([1], [])
+    assert (long_job.starts, recorder.named("claim_lost")) == ([1], [])
 
 
 def test_a_worker_that_lives_is_not_taken_for_dead_by_one_that_looks_often(
-    jobs, tables, start_worker, recorder, rows, monkeypatch
+    jobs, tables, long_job, start_worker, recorder, rows, monkeypatch
 ):
     for name, seconds in (("LOOK", 0.1), ("GRACE", 0.3), ("AWAY", 0.0)):
         monkeypatch.setattr(vigil, name, seconds)
-    begun, go_on, starts = threading.Event(), threading.Event(), []
-
-    @jobs.handler("long")
-    def long(session, job):
-        starts.append(job.attempts)
-        begun.set()
-        assert go_on.wait(PATIENCE)
-
     with Worker(jobs, tables, lease=HOUR, worker_id="the living", listener=recorder):
         enqueue(jobs, tables, "long")
-        assert begun.wait(PATIENCE)
+        assert long_job.begun.wait(PATIENCE)
         until(rows, TIED, [(1,)])
         watching, looks = start_worker(jobs, lease=HOUR)._shift._feeder._vigil, set()
         deadline = time.monotonic() + PATIENCE
-        while len(looks) < 15 and len(starts) == 1:
+        while len(looks) < 15 and len(long_job.starts) == 1:
             looks.add(watching._next_look)
             assert time.monotonic() < deadline
             threading.Event().wait(0.02)
-        go_on.set()
+        long_job.go_on.set()
         recorder.wait_for("job_finished", timeout=PATIENCE)
-    assert (starts, recorder.named("claim_lost")) == ([1], [])
+    assert (long_job.starts, recorder.named("claim_lost")) == ([1], [])
 
 
 def test_a_worker_that_may_not_be_woken_is_left_to_its_lease(jobs, tables, start_worker, recorder, rows):
@@ -180,20 +179,12 @@ def test_a_worker_that_may_not_be_woken_is_left_to_its_lease(jobs, tables, start
 
 
 def test_the_workers_of_a_server_that_crashes_keep_their_jobs_and_go_on(
-    postgres, administration, jobs, tables, start_worker, recorder, rows
+    postgres, administration, jobs, tables, long_job, start_worker, recorder, rows
 ):
-    begun, go_on, starts = threading.Event(), threading.Event(), []
-
-    @jobs.handler("long")
-    def long(session, job):
-        starts.append(job.attempts)
-        begun.set()
-        assert go_on.wait(PATIENCE)
-
     jobs.handler("short")(lambda session, job: None)
     enqueue(jobs, tables, "long")
     start_worker(jobs, lease=HOUR)
-    assert begun.wait(PATIENCE)
+    assert long_job.begun.wait(PATIENCE)
     start_worker(jobs, lease=HOUR)
     until(rows, TIED, [(2,)])
     rows("INSERT INTO effect VALUES ('the log is on the disk up to here')")  # else the crash may forget the claim
@@ -203,24 +194,19 @@ def test_the_workers_of_a_server_that_crashes_keep_their_jobs_and_go_on(
     tables.dispose()
     enqueue(jobs, tables, "short")
     recorder.wait_for("job_finished", timeout=PATIENCE)
-    go_on.set()
+    long_job.go_on.set()
     recorder.wait_for("job_finished", 2, timeout=PATIENCE)
-    assert (starts, recorder.named("claim_lost")) == ([1], [])
+    assert (long_job.starts, recorder.named("claim_lost")) == ([1], [])
 
 
 # on MariaDB
 
 
 @pytest.fixture
-def there(mariadb_engine):
+def there(mariadb_engine, rows_on):
     """Return an engine on a MariaDB that has the tables, and a function that gives its rows."""
     metadata.create_all(mariadb_engine)
-
-    def rows(statement):
-        with mariadb_engine.begin() as connection:
-            result = connection.execute(text(statement))
-            return [tuple(row) for row in result] if result.returns_rows else []
-
+    rows = rows_on(mariadb_engine)
     rows("CREATE TABLE effect (what varchar(100))")
     return mariadb_engine, rows
 
