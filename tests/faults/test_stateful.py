@@ -5,6 +5,7 @@ Hypothesis chooses the interleaving and shortens what fails; a model of a few li
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import cache
 
@@ -12,11 +13,14 @@ import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import DBAPIError
 
-from sa_proletarian import Proletarian, outcomes
+from sa_proletarian import Proletarian, outcomes, scripts
 from sa_proletarian.lifecycle import Lifecycle
-from sa_proletarian.transactions import FINISH_SETTINGS
+from sa_proletarian.scripts import HeldConnection
+from sa_proletarian.sessions import _SAVEPOINTS
+from sa_proletarian.transactions import FINISH_SETTINGS, SETTLE_LIMITS
 
 SCENARIO = "stateful"
 LEASES = [timedelta(hours=1), timedelta(hours=2), timedelta(hours=3)]
@@ -52,14 +56,37 @@ class Model:
         return self.status is None and self.due and (self.claim is None or self.lease == 0)
 
 
+class Held:
+    """A transaction that holds a job, on a connection of its own, with the savepoint from which it can be undone.
+
+    Its handler may have ended it behind everybody's back: it holds nothing then, and what follows is another one.
+    """
+
+    def __init__(self, connection, claim, told, *, by_script):
+        self.connection = connection
+        self.claim = claim
+        self.told = told
+        self.by_script = by_script
+        self.savepoint = connection.begin_nested()
+        self.escaped = False
+        self.written = 0
+
+
 class Worker:
-    """A connection, the claims that were made on it, and the job that its open transaction holds."""
+    """A connection, the claims that were made on it, and what the transaction holds in which a handler of it runs."""
 
     def __init__(self, engine):
         self.connection = engine.connect()
         self.claims = []
         self.held = None
-        self.written = 0
+
+    @property
+    def connections(self):
+        return [self.connection] if self.held is None else [self.connection, self.held.connection]
+
+    def let_go(self):
+        self.held.connection.close()
+        self.held = None
 
 
 class Interleavings(RuleBasedStateMachine):
@@ -78,7 +105,8 @@ class Interleavings(RuleBasedStateMachine):
 
     def teardown(self):
         for worker in getattr(self, "workers", ()):
-            worker.connection.close()
+            for connection in worker.connections:
+                connection.close()
 
     # steps ------------------------------------------------------------------------------------------------------------
 
@@ -89,17 +117,18 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule(number=WORKERS, limit=st.integers(1, 4), by_script=st.booleans())
     def claim(self, number, limit, by_script):
-        worker = self.workers[number]
-        if worker.held is not None:
-            return
-        locked = {other.held.job_id for other in self.workers if other.held is not None}
+        self._claim(number, limit, by_script)
+
+    def _claim(self, number, limit, by_script, doubtful=frozenset()):
+        """Claim; the ``doubtful`` are being settled by somebody else, who may be sooner."""
+        worker, locked = self.workers[number], self._locked()
         claimable = {job_id for job_id, job in self.model.items() if job.claimable and job_id not in locked}
         claims = self._claim_by_script(worker, number, limit) if by_script else None
         if claims is None:
             claims = self._claim_by_candidates(worker, number, limit)
         claimed = {claim.job_id for claim in claims}
         assert claimed <= claimable
-        assert len(claimed) == min(limit, len(claimable))
+        assert min(limit, len(claimable - doubtful)) <= len(claimed) <= limit
         for claim in claims:
             job = self.model[claim.job_id]
             job.attempts += job.claim is None
@@ -107,6 +136,11 @@ class Interleavings(RuleBasedStateMachine):
             job.claim, job.lease = claim, number + 1
             assert (claim.attempts, claim.crashes) == (job.attempts, job.crashes)
         worker.claims += claims
+
+    def _locked(self):
+        """Give the jobs whose rows are locked from one step to the next."""
+        holding = [worker.held for worker in self.workers if worker.held is not None]
+        return {held.claim.job_id for held in holding if not held.escaped}
 
     def _claim_by_candidates(self, worker, number, limit):
         lease = LEASES[number]
@@ -125,77 +159,150 @@ class Interleavings(RuleBasedStateMachine):
         return claims
 
     @precondition(lambda self: any(worker.claims for worker in self.workers))
-    @rule(number=WORKERS, which=ANY)
-    def hold(self, number, which):
-        worker = self.workers[number]
-        if not worker.claims or worker.held is not None:
+    @rule(number=WORKERS, which=ANY, by_script=st.booleans())
+    def hold(self, number, which, by_script):
+        idle = [worker for worker in self.workers if worker.claims and worker.held is None]
+        if not idle:
             return
-        claim = worker.claims[which % len(worker.claims)]
-        worker.connection.begin()
-        held = self.verbs.hold(worker.connection, claim, lock_timeout=timedelta(milliseconds=500))
-        assert (held is not None) == self._is_valid(claim)
-        if held is None:
-            worker.connection.rollback()
+        worker = idle[number % len(idle)]
+        self._hold(worker, worker.claims[which % len(worker.claims)], by_script)
+
+    def _hold(self, worker, claim, by_script):
+        connection, limit = HeldConnection(self.engine), timedelta(milliseconds=500)
+        if by_script:
+            assert scripts.understands(connection)
+            told = self.verbs.hold_by_script(connection, claim, lock_timeout=limit, savepoints=_SAVEPOINTS)
+            connection.made = [*_SAVEPOINTS]
+        else:
+            connection.begin()
+            told = self.verbs.hold(connection, claim, lock_timeout=limit)
+        assert (told is not None) == self._is_valid(claim)
+        if told is None:
+            connection.close()
             worker.claims.remove(claim)
         else:
-            worker.held, worker.written = claim, 0
+            worker.held = Held(connection, claim, told, by_script=by_script)
 
     @precondition(lambda self: any(worker.held for worker in self.workers))
     @rule(number=WORKERS)
     def write(self, number):
-        worker = self.workers[number]
-        if worker.held is not None:
-            parameters = {"id": str(worker.held.job_id)}
-            worker.connection.execute(text("INSERT INTO effect VALUES (:id)"), parameters)
-            worker.written += 1
+        """Write as a session does, within a savepoint; its release waits for what is said next, after a hold by script."""
+        held = self._holding(number).held
+        with held.connection.begin_nested() if not held.escaped else nullcontext():
+            held.connection.execute(text("INSERT INTO effect VALUES (:id)"), {"id": str(held.claim.job_id)})
+            held.connection.delays_releases = held.by_script and not held.escaped
+        held.written += 1
+
+    @precondition(lambda self: any(worker.held for worker in self.workers))
+    @rule(number=WORKERS, by=WORKERS, lost=st.booleans())
+    def escape(self, number, by, lost):
+        """Commit behind everybody's back, as a handler may with the driver's connection; with the job ``lost``, return."""
+        held = self._holding(number).held
+        held.connection.to_release.clear()
+        held.connection.connection.driver_connection.commit()
+        held.escaped = True
+        self.model[held.claim.job_id].effects += held.written
+        held.written = 0
+        if lost and self._is_valid(held.claim):
+            self._change(held.claim.job_id, "claimed_until = now() - interval '1 s'", lease=0)
+            self.claim(by, 4, False)
+            self.settle_held(number, "returned", False)
+
+    @precondition(lambda self: any(worker.held for worker in self.workers))
+    @rule(number=WORKERS, how=st.sampled_from(["returned"] * 4 + list(RULINGS)), undone=st.booleans())
+    def settle_held(self, number, how, undone):
+        """Settle what is held, in that transaction, with what was written or with that undone."""
+        worker, ruling = self._holding(number), RULINGS[how]
+        held = worker.held
+        if held.escaped and held.claim.job_id in self._locked():
+            return  # it would wait, as it should
+        if undone and not held.escaped:
+            held.connection.to_release.clear()
+            held.savepoint.rollback()
+            held.written = 0
+        if how == "returned" and held.by_script and not undone:
+            moved = self._finish_by_script(held)
+        else:
+            held.connection.send_releases()
+            self.verbs.prepare_settling(held.connection, held.told, **SETTLE_LIMITS)
+            moved = self.verbs.settle(held.connection, [(held.claim, ruling)])
+        assert (held.claim.job_id in moved) == self._is_valid(held.claim)
+        if moved:
+            assert (moved[held.claim.job_id] == held.told.transaction_id) == (not held.escaped)
+            held.connection.commit()
+            job = self.model[held.claim.job_id]
+            job.effects += held.written
+            self._settled(job, ruling)
+        worker.claims.remove(held.claim)
+        worker.let_go()
+
+    def _holding(self, number):
+        holding = [worker for worker in self.workers if worker.held is not None]
+        return holding[number % len(holding)]
+
+    def _finish_by_script(self, held):
+        try:
+            transaction_id = self.verbs.finish_by_script(held.connection, held.claim, held.told, limits=SETTLE_LIMITS)
+        except DBAPIError as error:
+            if scripts.says_not_moved(error):
+                return {}
+            raise
+        assert scripts.has_ended(held.connection)
+        return {held.claim.job_id: transaction_id}
 
     @precondition(lambda self: any(worker.claims for worker in self.workers))
     @rule(number=WORKERS, which=ANY, how=st.sampled_from(list(RULINGS)))
     def settle(self, number, which, how):
-        """Settle what is held, in that transaction and with what was written; else some claim, by itself."""
+        """Settle some claim by itself."""
         worker, ruling = self.workers[number], RULINGS[how]
-        if not worker.claims:
+        free = self._free_claims(worker)
+        if not free:
             return
-        claim = worker.held or worker.claims[which % len(worker.claims)]
-        if worker.held is None:
-            if any(other.held is not None and other.held.job_id == claim.job_id for other in self.workers):
-                return  # it would wait, as it should
-            worker.connection.begin()
-        if how == "returned" and worker.held is None:
-            moved = {claim.job_id} - set(self.verbs.finish(worker.connection, [claim]))
-        else:
-            moved = self.verbs.settle(worker.connection, [(claim, ruling)])
+        claim = free[which % len(free)]
+        with worker.connection.begin():
+            if how == "returned":
+                moved = {claim.job_id} - set(self.verbs.finish(worker.connection, [claim]))
+            else:
+                moved = self.verbs.settle(worker.connection, [(claim, ruling)])
         assert (claim.job_id in moved) == self._is_valid(claim)
-        if moved or worker.held is None:
-            worker.connection.commit()
-        else:
-            worker.connection.rollback()
         if moved:
-            job = self.model[claim.job_id]
-            job.effects += worker.written
-            self._settled(job, ruling)
+            self._settled(self.model[claim.job_id], ruling)
         worker.claims.remove(claim)
-        worker.held, worker.written = None, 0
 
     @precondition(lambda self: any(worker.claims for worker in self.workers))
-    @rule(number=WORKERS, which=ANY, count=st.integers(1, 4))
-    def finish_all(self, number, which, count):
-        """Archive several jobs in one round trip, as a worker does whose handlers have not used their sessions."""
+    @rule(number=WORKERS, which=ANY, count=st.integers(1, 4), ahead=st.sampled_from([None, False, True]))
+    def finish_all(self, number, which, count, ahead):
+        """Archive several jobs in one round trip, as a worker does whose handlers have not used their sessions.
+
+        :param ahead: whether it claims while it waits for that: by script or not; ``None`` where it does not.
+        """
         worker = self.workers[number]
-        locked = {other.held.job_id for other in self.workers if other.held is not None}
-        free = [claim for claim in worker.claims if claim.job_id not in locked]
-        if worker.held is not None or not free:
+        free = self._free_claims(worker)
+        if not free:
             return
         first = which % len(free)
         claims = {claim.job_id: claim for claim in (free[first:] + free[:first])[:count]}
-        assert self.verbs.finishes_by_script(worker.connection)
-        with worker.connection.begin():
-            missing = self.verbs.finish_all_by_script(worker.connection, [*claims.values()], settings=FINISH_SETTINGS)
+        if ahead is None:
+            assert self.verbs.finishes_by_script(worker.connection)
+            with worker.connection.begin():
+                missing = self.verbs.finish_all_by_script(worker.connection, [*claims.values()], settings=FINISH_SETTINGS)
+        else:
+            with self.engine.connect() as second:
+                assert self.verbs.sends_ahead(second)
+                answer = self.verbs.send_finish_all(second, [*claims.values()], settings=FINISH_SETTINGS)
+                self._claim(number, 4, ahead, doubtful=claims.keys())
+                missing = answer()
         assert set(missing) == {job_id for job_id, claim in claims.items() if not self._is_valid(claim)}
         for job_id, claim in claims.items():
             worker.claims.remove(claim)
             if job_id not in missing:
                 self._settled(self.model[job_id], outcomes.RETURNED)
+
+    def _free_claims(self, worker):
+        """Give the claims of a worker that can be settled without waiting, apart from the one whose handler runs."""
+        locked = self._locked()
+        running = worker.held.claim if worker.held is not None else None
+        return [claim for claim in worker.claims if claim is not running and claim.job_id not in locked]
 
     def _settled(self, job, ruling):
         fate = ruling.fate
@@ -210,21 +317,21 @@ class Interleavings(RuleBasedStateMachine):
     @precondition(lambda self: any(worker.claims for worker in self.workers))
     @rule(number=WORKERS)
     def crash(self, number):
-        """The process dies: its transaction with it, and all that it knew."""
-        connection = self.workers[number].connection
-        pid = connection.connection.dbapi_connection.info.backend_pid
-        connection.invalidate()
-        connection.close()
-        self.witness.execute(text("SELECT pg_terminate_backend(:pid, 20000)"), {"pid": pid})  # its locks go with it
+        """The process dies: its transactions with it, and all that it knew."""
+        for connection in self.workers[number].connections:
+            pid = connection.connection.dbapi_connection.info.backend_pid
+            connection.invalidate()
+            connection.close()
+            # its locks go with it
+            self.witness.execute(text("SELECT pg_terminate_backend(:pid, 20000)"), {"pid": pid})
         self.workers[number] = Worker(self.engine)
 
     @precondition(lambda self: any(worker.claims for worker in self.workers))
     @rule(number=WORKERS)
     def renew(self, number):
-        worker = self.workers[number]
-        if worker.held is not None or not worker.claims:
+        worker, locked = self.workers[number], self._locked()
+        if not worker.claims:
             return
-        locked = {other.held.job_id for other in self.workers if other.held is not None}
         with worker.connection.begin():
             self.verbs.renew(worker.connection, worker.claims, lease=LEASES[number])
         for claim in worker.claims:
@@ -238,11 +345,18 @@ class Interleavings(RuleBasedStateMachine):
         self._change(claimed[which % len(claimed)], "claimed_until = now() - interval '1 s'", lease=0)
 
     @precondition(lambda self: any(job.claim is not None for job in self.model.values()))
-    @rule(number=WORKERS, which=ANY)
-    def lose_a_claim(self, number, which):
-        """Let a lease run out and a worker claim what there is: who had it before may still come to settle it."""
+    @rule(number=WORKERS, which=ANY, comes=st.sampled_from([None, False, True]))
+    def lose_a_claim(self, number, which, comes):
+        """Let a lease run out and a worker claim what there is: who had it before may still come for it.
+
+        :param comes: whether it comes at once to hold what it has lost: by script or not; ``None`` where it does not.
+        """
         self.let_a_lease_run_out(which)
         self.claim(number, 4, False)
+        idle = [worker for worker in self.workers if worker.held is None]
+        lost = [(worker, claim) for worker in idle for claim in worker.claims if not self._is_valid(claim)]
+        if comes is not None and lost:
+            self._hold(*lost[which % len(lost)], comes)
 
     @precondition(lambda self: any(not job.due for job in self.model.values()))
     @rule(which=ANY)
@@ -289,13 +403,15 @@ def test_whatever_the_order_of_steps_the_tables_are_what_the_model_says(
     make_trial, database_url, tables, administration, pytestconfig
 ):
     trial = make_trial(database_url, SCENARIO, tables=False)
+    # on a rollback the driver throws away what it has prepared by itself, and what the scripts have with it: so let it not
+    engine = create_engine(database_url, connect_args={"prepare_threshold": 1_000_000})
     with administration.connect() as connection:  # one thread steps through all: who waited for a lock would wait for ever
         connection.execute(text(f"ALTER DATABASE {database_url.database} SET lock_timeout = '500ms'"))
     tables.dispose()
     proving = pytestconfig.getoption("turns", 0) > 0  # the suite, by mutants.py: it need not be short, nor explain itself
     examples = 100 if proving else trial.amount(25, 5_000)
-    Interleavings.engine, Interleavings.steps = tables, 0
-    with tables.execution_options(isolation_level="AUTOCOMMIT").connect() as Interleavings.witness:
+    Interleavings.engine, Interleavings.steps = engine, 0
+    with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as Interleavings.witness:
         run_state_machine_as_test(
             seed(trial.record.seed)(Interleavings),
             settings=settings(
@@ -308,4 +424,5 @@ def test_whatever_the_order_of_steps_the_tables_are_what_the_model_says(
                 suppress_health_check=list(HealthCheck),
             ),
         )
+    engine.dispose()
     trial.record.counts |= {"examples": examples, "steps": Interleavings.steps}
