@@ -91,6 +91,7 @@ def own_engine(
         event.listen(pool, "connect", _name_no_statements, insert=True)
     elif dialect.name in MYSQL:
         event.listen(pool, "connect", _read_committed)
+        event.listen(pool, "checkin", _keep_no_autocommit)
     elif server_watches:
         event.listen(pool, "connect", let_server_watch)
     own = Engine(pool, dialect, app.url, hide_parameters=True)
@@ -240,3 +241,9 @@ def _read_committed(dbapi_connection: Any, record: Any) -> None:
     cursor = dbapi_connection.cursor()
     cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
     cursor.close()
+
+
+def _keep_no_autocommit(dbapi_connection: Any, record: Any) -> None:
+    """Close what a handler has left in autocommit, in which no claim would hold a lock; the driver knows, without asking."""
+    if dbapi_connection is not None and _is_autocommit(dbapi_connection, record.driver_connection):
+        record.invalidate()

@@ -264,6 +264,7 @@ class Execution:
             error = RuntimeError("the handler raised Interrupted, but its worker is not stopping")
         if _savepoint_is_gone(error):
             self.conclusion.tell(run, events.TransactionEscaped)
+            run.hold.spoilt = True
             error = TransactionEscaped("the handler ended the transaction behind its session's back")
         if isinstance(error, JobTimeout) or trouble(error) is Trouble.CANCELLED:
             self.conclusion.tell(run, events.TimedOut, error=error)
@@ -322,6 +323,7 @@ class Execution:
             report.tried = True
             run.hold.for_settling().commit()
         except Exception:
+            run.hold.spoilt = True
             return report
         self.conclusion.conclude(Settled(run, ruling))
         return None

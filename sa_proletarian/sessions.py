@@ -42,7 +42,8 @@ class Hold:
     :ivar held: pid and transaction of the server process that holds the job; ``None`` before first use.
     :ivar lost: the claim was somebody else's at first use, whatever the handler makes of that.
     :ivar unavailable: why the transaction could not be opened, whatever the handler makes of that.
-    :ivar spoilt: a cancel was sent to the server process; as it may arrive late, nobody shall have the connection next.
+    :ivar spoilt: nobody shall have the connection next: a cancel was sent to the server process, which may arrive late, or
+        the transaction was ended behind its back, and who knows what else was done (LOCK TABLES, SET autocommit).
     """
 
     __slots__ = (

@@ -242,6 +242,49 @@ def test_a_transaction_ended_behind_the_sessions_back_is_told_and_fails_the_job(
     assert error.startswith("TransactionEscaped")
 
 
+@pytest.mark.parametrize("leaves", ["SET autocommit = 1", "LOCK TABLES effect WRITE"])
+def test_a_connection_whose_transaction_has_escaped_serves_no_other_job(engine, jobs, recorder, leaves):
+    """In autocommit its writes would be committed one by one; what LOCK TABLES has locked nobody else could write to."""
+
+    @jobs.handler("work")
+    def work(session, job):
+        write(session, "written")
+        session.connection().exec_driver_sql(leaves)
+
+    @jobs.handler("neighbour")
+    def neighbour(session, job):
+        write(session, "neighbour")
+
+    enqueue(jobs, engine)
+    with Worker(jobs, engine, threads=1, listener=recorder, polling_interval=OFTEN):
+        recorder.wait_for("not_retrying")
+        with engine.begin() as connection:
+            connection.exec_driver_sql("SET SESSION lock_wait_timeout = 20")
+            connection.execute(insert(effect).values(what="another"))
+        with Session(engine) as session, session.begin():
+            jobs.enqueue(session, "neighbour")
+        recorder.wait_for("job_finished")
+    assert [(event.name, event.job_type) for event in recorder.named("transaction_escaped")] == [
+        ("transaction_escaped", "work")
+    ]
+    assert sorted(rows(engine, select(effect.c.what))) == [("another",), ("neighbour",), ("written",)]
+
+
+def test_a_connection_in_autocommit_is_given_to_nobody_else(mariadb_engine):
+    """No claim would hold a lock there; whoever has left it so."""
+    pool = own_engine(mariadb_engine, size=1)
+    number = text("SELECT CONNECTION_ID()")
+    with pool.connect() as connection:
+        usual = connection.scalar(number)
+    with pool.connect() as connection:
+        assert connection.scalar(number) == usual
+        connection.exec_driver_sql("SET autocommit = 1")
+    with pool.connect() as connection:
+        assert connection.scalar(number) != usual
+        assert connection.scalar(text("SELECT @@autocommit")) == 0
+    pool.dispose()
+
+
 def test_a_lock_that_is_not_had_in_time_fails_the_statement_only(engine, jobs):
     @jobs.handler("work")
     def work(session, job):

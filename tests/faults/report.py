@@ -53,6 +53,7 @@ TITLES = {
     "F3 MariaDB": "broken wires",
     "F4 MariaDB": "hosts that vanish from the network",
     "F8 MariaDB": "deadlocks, locks not had in time",
+    "F9 MariaDB": "handler abuse",
     "F10 MariaDB": "poison",
     "F11 MariaDB": "crash loops",
     "F13 MariaDB": "pauses beyond the lease",
