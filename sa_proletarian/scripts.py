@@ -66,7 +66,11 @@ class HeldConnection(Connection):
 
     def _rollback_to_savepoint_impl(self, name: str) -> None:
         self.to_release.clear()  # whatever was put off is younger than the savepoint, and gone with it
+        driver = None if self.invalidated or self.closed else _driver(self)
+        had_prepared = _has_prepared(driver)
         super()._rollback_to_savepoint_impl(name)
+        if had_prepared and not _has_prepared(driver):  # it has said DEALLOCATE ALL, which means ours as well
+            self.info.pop(_PREPARED, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +325,11 @@ def _without_begin(driver: Any) -> Generator[None, None, None]:
 
 def _status(connection: Connection) -> int:
     return int(_driver(connection).pgconn.transaction_status)
+
+
+def _has_prepared(driver: Any) -> bool:
+    """Whether the driver has prepared statements by itself, which after a rollback it no longer trusts."""
+    return bool(getattr(getattr(driver, "_prepared", None), "_names", None))
 
 
 def _driver(connection: Connection) -> Any:

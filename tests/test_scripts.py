@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
 from sqlalchemy import create_engine, event, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
@@ -273,6 +275,25 @@ def test_a_handler_that_throws_away_what_was_prepared_runs_once_more(jobs, table
     assert attempts == (1,)
     [(archived,)], [(effects,)] = rows("SELECT count(*) FROM proletarian_archived_job"), rows("SELECT count(*) FROM effect")
     assert archived == effects == outcomes.count(Outcome.RETURNED)
+
+
+def test_a_savepoint_that_a_handler_rolls_back_costs_no_second_run_though_the_driver_then_forgets_what_it_prepared(
+    jobs, tables, process, rows
+):
+    """Psycopg says DEALLOCATE ALL then, if it has prepared anything; the scripts are prepared again."""
+    seen = []
+
+    @jobs.handler("work")
+    def work(session, job):
+        seen.append(session.scalar(PREPARED))
+        for _ in range(7):
+            session.execute(text("INSERT INTO effect VALUES ('done')"))
+        with suppress(DBAPIError), session.begin_nested():
+            session.execute(text("SELECT 1 / :nothing"), {"nothing": int(len(seen) > 4)})
+
+    assert [process() for _ in range(10)] == [Outcome.RETURNED] * 10
+    assert seen[-1] > 0
+    assert rows("SELECT count(*) FROM effect") == [(70,)]
 
 
 def test_a_row_is_found_by_the_index_also_with_a_plan_that_was_kept(jobs, tables, process, rows):
