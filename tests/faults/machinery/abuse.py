@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import bindparam, text
 
 from sa_proletarian import Cancel, Interrupted, Snooze
 
@@ -55,6 +55,10 @@ case = COMMON.case
 
 def write(session, job):
     session.execute(text("INSERT INTO effect VALUES (:type)"), {"type": job.job_type})
+
+
+def about(session, job, statement):
+    session.execute(text(statement).bindparams(bindparam("id", job.job_id, type_=type(job).job_id.type)))
 
 
 def fail(session):
@@ -169,26 +173,25 @@ def uses_it_from_another_thread(session, job):
 @case(ends="failure", error="deleted its own job's row")
 def deletes_its_row(session, job):
     write(session, job)
-    session.execute(text("DELETE FROM proletarian_job WHERE job_id = :id"), {"id": job.job_id})
+    about(session, job, "DELETE FROM proletarian_job WHERE job_id = :id")
 
 
 @case(ends="failure", error="changed the claim")
 def frees_its_row(session, job):
     write(session, job)
-    session.execute(text("UPDATE proletarian_job SET claim_id = NULL WHERE job_id = :id"), {"id": job.job_id})
+    about(session, job, "UPDATE proletarian_job SET claim_id = NULL WHERE job_id = :id")
 
 
 @case(ends=None, event="job_parked", error="could not be settled")
 def archives_itself(session, job):
     write(session, job)
-    session.execute(
-        text(
-            "INSERT INTO proletarian_archived_job (job_id, queue, job_type, payload, attempts, enqueued_at, process_at,"
-            " status, finished_at)"
-            " SELECT job_id, queue, job_type, payload, attempts, enqueued_at, process_at, 'success', enqueued_at"
-            " FROM proletarian_job WHERE job_id = :id"
-        ),
-        {"id": job.job_id},
+    about(
+        session,
+        job,
+        "INSERT INTO proletarian_archived_job (job_id, queue, job_type, payload, attempts, enqueued_at, process_at,"
+        " status, finished_at)"
+        " SELECT job_id, queue, job_type, payload, attempts, enqueued_at, process_at, 'success', enqueued_at"
+        " FROM proletarian_job WHERE job_id = :id",
     )
 
 
