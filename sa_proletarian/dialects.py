@@ -106,7 +106,9 @@ def trouble(error: BaseException) -> Trouble:
     """Say what ``error`` means, whoever raised it."""
     if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
         return Trouble.DISCONNECTED
-    if isinstance(error, ConnectionError):  # asyncpg's network errors are Python's
+    original = getattr(error, "orig", None) or error
+    # asyncpg's network errors are Python's; the other is its word for a session that was ended at a bad moment
+    if isinstance(error, ConnectionError) or type(original).__name__ == "InternalClientError":
         return Trouble.DISCONNECTED
     if isinstance(error, (exc.TimeoutError, exc.DisconnectionError, OSError)):
         return Trouble.TRANSIENT

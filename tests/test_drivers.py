@@ -7,7 +7,9 @@ import threading
 from datetime import timedelta
 
 import pytest
+from asyncpg.exceptions import InternalClientError
 from sqlalchemy import create_engine, event, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -265,6 +267,9 @@ def test_a_constraint_of_the_app_that_refuses_the_settling_parks_the_job(app, jo
 def test_pythons_own_network_errors_are_read_as_asyncpg_means_them():
     assert trouble(ConnectionResetError()) is Trouble.DISCONNECTED, "a COMMIT may have been carried out"
     assert trouble(FileNotFoundError()) is Trouble.TRANSIENT, "no socket: there was no connection"
+    confused = InternalClientError("cannot switch to state 15")
+    assert trouble(confused) is Trouble.DISCONNECTED, "the session was ended just as something was asked of it"
+    assert trouble(DBAPIError("SELECT 1", {}, confused)) is Trouble.DISCONNECTED, "as SQLAlchemy 2.1 tells of it"
 
 
 def test_one_job_in_the_callers_thread(app, jobs, enqueue, rows):
