@@ -26,7 +26,7 @@ COMMIT = "COMMIT"
 NOT_MOVED = "sa_proletarian: the row was not ours to move"
 """What the server quotes in its error when there was nothing to settle."""
 
-_PREPARED, _SEQSCAN = "sa_proletarian_prepared", "sa_proletarian_seqscan"
+_PREPARED, _LOSSES, _SEQSCAN = (f"sa_proletarian_{what}" for what in ("prepared", "losses", "seqscan"))
 _FORGOTTEN = ("26000", "42P05")
 _IDLE, _INTRANS = 0, 2
 
@@ -66,11 +66,7 @@ class HeldConnection(Connection):
 
     def _rollback_to_savepoint_impl(self, name: str) -> None:
         self.to_release.clear()  # whatever was put off is younger than the savepoint, and gone with it
-        driver = None if self.invalidated or self.closed else _driver(self)
-        had_prepared = _has_prepared(driver)
         super()._rollback_to_savepoint_impl(name)
-        if had_prepared and not _has_prepared(driver):  # it has said DEALLOCATE ALL, which means ours as well
-            self.info.pop(_PREPARED, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +201,11 @@ class Scripts:
     ) -> tuple[str, int | None, Callable[[], None]]:
         """Write the script; give also the place of the statement whose rows are wanted, and what to call when it is done."""
         info = connection.info
-        met: dict[str, bool] | None = info.setdefault(_PREPARED, {}) if prepares and self._may_prepare(connection) else None
+        met: dict[str, bool] | None = None
+        if prepares and self._may_prepare(connection):
+            if info.get(_LOSSES) != (losses := _losses(_driver(connection))):
+                info[_LOSSES], info[_PREPARED] = losses, {}
+            met = info[_PREPARED]
         statements: list[str] = []
         place, names = None, list[str]()
         for number, piece in enumerate(pieces):
@@ -327,9 +327,30 @@ def _status(connection: Connection) -> int:
     return int(_driver(connection).pgconn.transaction_status)
 
 
-def _has_prepared(driver: Any) -> bool:
-    """Whether the driver has prepared statements by itself, which after a rollback it no longer trusts."""
-    return bool(getattr(getattr(driver, "_prepared", None), "_names", None))
+def _losses(driver: Any) -> int:
+    """Give how often the driver has said DEALLOCATE ALL since it was first asked, which means what we have prepared as well.
+
+    That it does when something was rolled back, or dropped, and it has prepared statements by itself.
+    """
+    prepared = driver._prepared
+    if type(prepared) is not _counting():
+        prepared.__class__ = _counting()
+    return int(prepared.losses)
+
+
+@functools.cache
+def _counting() -> Any:
+    from psycopg._preparing import PrepareManager  # noqa: PLC0415 (as below)
+
+    class Counting(PrepareManager):
+        losses = 0
+
+        def clear(self) -> bool:
+            cleared = super().clear()
+            self.losses += cleared
+            return cleared
+
+    return Counting
 
 
 def _driver(connection: Connection) -> Any:

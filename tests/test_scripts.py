@@ -296,6 +296,25 @@ def test_a_savepoint_that_a_handler_rolls_back_costs_no_second_run_though_the_dr
     assert rows("SELECT count(*) FROM effect") == [(70,)]
 
 
+def test_a_table_that_a_handler_drops_costs_no_second_run_though_the_driver_then_forgets_what_it_prepared(
+    jobs, tables, process, rows
+):
+    seen = []
+
+    @jobs.handler("work")
+    def work(session, job):
+        seen.append(session.scalar(PREPARED))
+        for _ in range(7):
+            session.execute(text("INSERT INTO effect VALUES ('done')"))
+        if len(seen) == 5:
+            session.execute(text("CREATE TEMPORARY TABLE scratch (what text)"))
+            session.execute(text("DROP TABLE scratch"))
+
+    assert [process() for _ in range(10)] == [Outcome.RETURNED] * 10
+    assert seen[-1] > 0
+    assert rows("SELECT count(*) FROM effect") == [(70,)]
+
+
 def test_a_row_is_found_by_the_index_also_with_a_plan_that_was_kept(jobs, tables, process, rows):
     """Made for a table of one row, and used when it has many: what reads all of it would cost more with each job."""
     settings = []
