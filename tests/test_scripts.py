@@ -83,6 +83,20 @@ def test_a_job_that_writes_a_row_takes_three_round_trips(jobs, enqueue, process_
     assert [count for trace, count in trips() if b"INSERT INTO effect" in trace] == [3]
 
 
+def test_a_claim_that_was_lost_before_the_first_use_of_the_session_is_not_held(jobs, enqueue, process_next, rows):
+    had_it = []
+
+    @jobs.handler("work")
+    def work(session, job):
+        rows("UPDATE proletarian_job SET claim_id = gen_random_uuid()")
+        session.execute(text("INSERT INTO effect VALUES ('done')"))
+        had_it.append(job)
+
+    enqueue()
+    assert process_next() is Outcome.CLAIM_LOST
+    assert (had_it, rows("SELECT count(*) FROM effect")) == ([], [(0,)])
+
+
 def test_a_driver_that_takes_no_scripts_says_the_same_statement_by_statement(database_url, tables, jobs, enqueue, rows):
     @jobs.handler("work")
     def work(session, job):

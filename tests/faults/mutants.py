@@ -304,6 +304,13 @@ MUTANTS = [
         "tests/test_worker.py::test_leases_are_renewed_for_as_long_as_a_handler_runs",
     ),
     Mutant(
+        "a script's hold without a fence",
+        "statements",
+        "self._hold(one, other, place(2, Text()))",
+        "self._hold(one, self.job.c.claim_id, place(2, Text()))",
+        "tests/test_scripts.py::test_a_claim_that_was_lost_before_the_first_use_of_the_session_is_not_held",
+    ),
+    Mutant(
         "a script's end without a fence",
         "statements",
         "mine = (job.job_id == job_id, job.claim_id == claim_id)\n        archived",
