@@ -92,6 +92,7 @@ class Worker:
 class Interleavings(RuleBasedStateMachine):
     engine = witness = None
     steps = 0
+    holding = ()
 
     @initialize()
     def begin(self):
@@ -104,9 +105,9 @@ class Interleavings(RuleBasedStateMachine):
         self.workers = [Worker(self.engine) for _ in range(3)]
 
     def teardown(self):
-        for worker in getattr(self, "workers", ()):
-            for connection in worker.connections:
-                connection.close()
+        for connection in [*(worker.connection for worker in getattr(self, "workers", ())), *self.holding]:
+            connection.close()  # also where a step has failed halfway
+        self.holding = ()
 
     # steps ------------------------------------------------------------------------------------------------------------
 
@@ -165,6 +166,7 @@ class Interleavings(RuleBasedStateMachine):
 
     def _hold(self, worker, claim, by_script):
         connection, limit = HeldConnection(self.engine), timedelta(milliseconds=500)
+        self.holding = [connection, *(one for one in self.holding if not one.closed)]
         if by_script:
             assert scripts.understands(connection)
             told = self.verbs.hold_by_script(connection, claim, lock_timeout=limit, savepoints=_SAVEPOINTS)
