@@ -23,7 +23,7 @@ PROGRAM = "mariadbd"
 MYSQL = "SA_PROLETARIAN_MYSQLD"
 MISSING = "MariaDB is not installed (Debian: apt-get install mariadb-server-core)"
 
-_SCRIPTS = ("mysql_system_tables.sql", "mysql_performance_tables.sql", "mysql_system_tables_data.sql")
+_SCRIPTS = ("system_tables.sql", "performance_tables.sql", "system_tables_data.sql")
 _NOBODY: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []}
 _OPTIONS = ("--no-defaults", "--innodb-buffer-pool-size=64M", "--skip-innodb-use-native-aio")
 _MARIADBS = ("--innodb-log-file-size=16M",)
@@ -91,9 +91,9 @@ class MariaDB:
         if self.is_mysql:
             self._bootstrap("--initialize-insecure", "")
             return
-        folder = Path("/usr/share/mysql")
+        name = "mysql" if Path("/usr/share/mysql/mysql_system_tables.sql").exists() else "mariadb"  # from MariaDB 11 on
         head = "CREATE DATABASE mysql;\nUSE mysql;\nSET @auth_root_socket = NULL;\nSET @current_hostname = 'localhost';\n"
-        script = head + "\n".join((folder / name).read_text() for name in _SCRIPTS)
+        script = head + "\n".join(Path(f"/usr/share/{name}/{name}_{script}").read_text() for script in _SCRIPTS)
         self._bootstrap("--bootstrap", script)
 
     def _bootstrap(self, how: str, script: str) -> None:
