@@ -17,7 +17,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 from sqlalchemy.pool.base import _AdhocProxiedConnection
 from sqlalchemy.util import immutabledict
 
-from . import mysql_errors, scripts, wires
+from . import mysql_errors, simple_protocol, wires
 from .dialects import MYSQL, SUPPORTED
 from .errors import ConfigurationError, without_details
 from .keepalives import let_server_watch, watch_server
@@ -99,7 +99,7 @@ def own_engine(
         event.listen(pool, "connect", partial(_get_to_know_server, own))
     _share_events(own, app)
     event.listen(own, "handle_error", _leave_out_details)
-    scripts.listen_to(own)
+    simple_protocol.listen_to(own)
     if dialect.name in MYSQL:
         event.listen(own, "handle_error", mysql_errors.note)
     else:

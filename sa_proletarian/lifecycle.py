@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import Connection, Select, func, literal_column, select, text
 
-from . import scripts
+from . import simple_protocol
 from .claims import Candidate, Claim, Held
 from .dialects import statement_now
 from .outcomes import Move, Ruling
@@ -94,7 +94,7 @@ class Lifecycle:
 
     def claims_by_script(self, connection: Connection) -> bool:
         """Whether :meth:`claim_by_script` is there for ``connection``: not where the app has columns of its own to read."""
-        return claim_name(True, False) in self._scripts and scripts.are_own(connection)
+        return claim_name(True, False) in self._scripts and simple_protocol.are_own(connection)
 
     def claim_by_script(
         self,
@@ -266,7 +266,7 @@ class Lifecycle:
 
     def finishes_by_script(self, connection: Connection) -> bool:
         """Whether :meth:`finish_all_by_script` is there for ``connection``."""
-        return "finish_all" in self._scripts and scripts.are_own(connection)
+        return "finish_all" in self._scripts and simple_protocol.are_own(connection)
 
     def cancel_waiting(self, connection: Connection, job_id: Any, ruling: Ruling) -> bool:
         """Archive a job that waits; give whether it did, and nobody held its row."""

@@ -4,22 +4,23 @@ It owns the way in which a worker's statements travel together: with their value
 own BEGIN and COMMIT, and prepared once for each connection that keeps what is prepared. That takes psycopg as it comes,
 async or not; with any other driver, and for ids that are no UUIDs, the same is said statement by statement. It refuses
 values of unknown form: an id and a fence are UUIDs, and what else stands in a script is ours, or text in quotation marks.
+How the driver says them is known in ``simple_protocol``.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, event, literal_column
+from sqlalchemy import Connection, Engine, literal_column
 from sqlalchemy.sql.expression import Executable
 
 from .dialects import sqlstate
+from .simple_protocol import answer_of, begin_to_say, driver_of, in_transaction, is_heard, losses, said, without_begin
 
 BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
 COMMIT = "COMMIT"
@@ -28,7 +29,6 @@ NOT_MOVED = "sa_proletarian: the row was not ours to move"
 
 _PREPARED, _LOSSES, _SEQSCAN = (f"sa_proletarian_{what}" for what in ("prepared", "losses", "seqscan"))
 _FORGOTTEN = ("26000", "42P05")
-_IDLE, _INTRANS = 0, 2
 
 
 class HeldConnection(Connection):
@@ -58,7 +58,7 @@ class HeldConnection(Connection):
         return super()._savepoint_impl(name)
 
     def _release_savepoint_impl(self, name: str) -> None:
-        if self.delays_releases and _in_transaction(self):
+        if self.delays_releases and in_transaction(self):
             self.to_release.append(name)
             return
         self.send_releases()
@@ -153,11 +153,11 @@ class Scripts:
         one of the two raises, what was done is not known, and the connection is to be thrown away.
         """
         script, place, done = self._written(connection, pieces, rows_of, prepares=True)
-        driver = _driver(connection)
-        _begin_to_say(driver, script)
+        driver = driver_of(connection)
+        begin_to_say(driver, script)
 
         def answer() -> list[str]:
-            values = _answer(driver, place or 0)
+            values = answer_of(driver, place or 0)
             done()
             return values
 
@@ -168,7 +168,7 @@ class Scripts:
 
         Nor where nothing is prepared: a pooler in transaction mode may let us wait until a handler's transaction is over.
         """
-        return self._may_prepare(connection) and not _is_heard(connection)
+        return self._may_prepare(connection) and not is_heard(connection)
 
     def index_only(self, connection: Connection) -> tuple[str, str] | None:
         """Give what is to be said before and behind a call that finds one row, in a transaction that is not ours alone.
@@ -186,13 +186,13 @@ class Scripts:
         connection.info.setdefault(_SEQSCAN, own)
 
     def _may_prepare(self, connection: Connection) -> bool:
-        return self._prepares and _driver(connection).prepare_threshold is not None
+        return self._prepares and driver_of(connection).prepare_threshold is not None
 
     def _send(self, connection: Connection, pieces: Sequence[str | Call], rows_of: int | None, prepares: bool) -> list[Any]:
         script, place, done = self._written(connection, pieces, rows_of, prepares)
-        driver = _driver(connection)
-        with _without_begin(driver) if pieces[0] == BEGIN else nullcontext():
-            rows = _said(connection, driver, script, place)
+        driver = driver_of(connection)
+        with without_begin(driver) if pieces[0] == BEGIN else nullcontext():
+            rows = said(connection, driver, script, place)
         done()
         return rows
 
@@ -203,8 +203,8 @@ class Scripts:
         info = connection.info
         met: dict[str, bool] | None = None
         if prepares and self._may_prepare(connection):
-            if info.get(_LOSSES) != (losses := _losses(_driver(connection))):
-                info[_LOSSES], info[_PREPARED] = losses, {}
+            if info.get(_LOSSES) != (lost := losses(driver_of(connection))):
+                info[_LOSSES], info[_PREPARED] = lost, {}
             met = info[_PREPARED]
         statements: list[str] = []
         place, names = None, list[str]()
@@ -240,25 +240,6 @@ def place(number: int, type_: Any) -> Any:
 @functools.cache
 def _place(number: int) -> str:
     return f"@{number}@"
-
-
-def understands(connection: Connection) -> bool:
-    """Whether ``connection`` takes scripts."""
-    if connection.dialect.driver != "psycopg":
-        return False
-    driver = _driver(connection)
-    if driver.cursor_factory is not _cursor_class(is_async=connection.dialect.is_async) or not hasattr(
-        driver, "_autocommit"
-    ):
-        return False
-    return not _is_heard(connection) or _to_the_rows in [*connection.dispatch.after_cursor_execute]
-
-
-def are_own(connection: Connection) -> bool:
-    """Whether whole transactions may be said in scripts: not where somebody listens to their ends."""
-    dispatch: Any = connection.dispatch
-    listeners = [*dispatch.commit, *dispatch.rollback]
-    return understands(connection) and all(listener.__module__.startswith(__package__) for listener in listeners)
 
 
 def _nothing() -> None:
@@ -302,147 +283,3 @@ def says_not_moved(error: BaseException) -> bool:
 def says_forgotten(error: BaseException) -> bool:
     """Whether ``error`` says that what was prepared is gone, or what was not is there: DISCARD, or a hidden pooler."""
     return sqlstate(error) in _FORGOTTEN
-
-
-def has_ended(connection: Connection) -> bool:
-    """Whether the server says that no transaction is open any more."""
-    return _status(connection) == _IDLE
-
-
-def _in_transaction(connection: Connection) -> bool:
-    return _status(connection) == _INTRANS
-
-
-@contextmanager
-def _without_begin(driver: Any) -> Generator[None, None, None]:
-    """Let the driver say what it is told without a BEGIN of its own."""
-    driver._autocommit = True
-    try:
-        yield
-    finally:
-        driver._autocommit = False
-
-
-def _status(connection: Connection) -> int:
-    return int(_driver(connection).pgconn.transaction_status)
-
-
-def _losses(driver: Any) -> int:
-    """Give how often the driver has said DEALLOCATE ALL since it was first asked, which means what we have prepared as well.
-
-    That it does when something was rolled back, or dropped, and it has prepared statements by itself.
-    """
-    prepared = driver._prepared
-    if type(prepared) is not _counting():
-        prepared.__class__ = _counting()
-    return int(prepared.losses)
-
-
-@functools.cache
-def _counting() -> Any:
-    from psycopg._preparing import PrepareManager  # noqa: PLC0415 (as below)
-
-    class Counting(PrepareManager):
-        losses = 0
-
-        def clear(self) -> bool:
-            cleared = super().clear()
-            self.losses += cleared
-            return cleared
-
-    return Counting
-
-
-def _driver(connection: Connection) -> Any:
-    return connection.connection.driver_connection
-
-
-# what SQLAlchemy would do ----------------------------------------------------------------------------------------------
-
-
-def _said(connection: Any, driver: Any, script: str, place: int | None) -> list[Any]:
-    """Have the driver say ``script``; by way of SQLAlchemy where somebody listens, for that takes four times as long."""
-    if _is_heard(connection):
-        result = connection.exec_driver_sql(script, execution_options={"no_parameters": True, _OPTION: place or 0})
-        return [tuple(row) for row in result] if place is not None and result.returns_rows else []
-    cursor = _cursor_class(is_async=False)(driver)
-    try:
-        cursor.execute(script, prepare=False)
-        if place is None:
-            return []
-        _go_to(cursor, place)
-        rows: list[Any] = cursor.fetchall()
-        return rows
-    except Exception as error:
-        connection._handle_dbapi_exception(error, script, None, cursor, None)
-        raise  # not reached: it raises what SQLAlchemy makes of the error
-
-
-def _begin_to_say(driver: Any, script: str) -> None:
-    from psycopg import generators  # noqa: PLC0415 (as below)
-
-    driver.pgconn.send_query(script.encode(driver.info.encoding))
-    driver.wait(generators.send(driver.pgconn))
-
-
-def _answer(driver: Any, place: int) -> list[str]:
-    from psycopg import errors, generators, pq  # noqa: PLC0415 (as below)
-
-    results = driver.wait(generators.fetch_many(driver.pgconn))
-    if results[-1].status != pq.ExecStatus.COMMAND_OK:
-        raise errors.error_from_result(results[-1], encoding=driver.info.encoding)
-    rows = results[place]
-    return [rows.get_value(number, 0).decode() for number in range(rows.ntuples)]
-
-
-_OPTION = "sa_proletarian_rows_of"
-
-
-@functools.cache
-def _cursor_class(*, is_async: bool) -> Any:
-    from psycopg import AsyncCursor, Cursor  # noqa: PLC0415 (where it is not installed, nobody comes here)
-
-    return AsyncCursor if is_async else Cursor
-
-
-def _is_heard(connection: Any) -> bool:
-    if connection._echo or connection.dialect.is_async:
-        return True
-    dispatch = connection.dispatch
-    if dispatch.before_cursor_execute:
-        return True
-    return any(listener is not _to_the_rows for listener in dispatch.after_cursor_execute)
-
-
-def listen_to(engine: Engine) -> None:
-    """Let the result of a script be that of the statement whose rows are wanted: a cursor stands at the first."""
-    event.listen(engine, "after_cursor_execute", _to_the_rows)
-
-
-def _to_the_rows(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool) -> None:
-    place = context.execution_options.get(_OPTION)
-    if place is None:
-        return
-    if not context.dialect.is_async:
-        _go_to(cursor, place)
-        return
-    its_own = cursor._cursor
-    _go_to(its_own, place)
-    if its_own.pgresult.nfields:  # SQLAlchemy keeps the rows of the first
-        cursor._rows = deque(_without_waiting(its_own.fetchall()))
-
-
-def _go_to(cursor: Any, place: int) -> None:
-    for _ in range(place):
-        cursor.nextset()
-
-
-def _without_waiting(coroutine: Coroutine[Any, Any, Sequence[Any]]) -> Sequence[Any]:
-    """Run what is ``async`` and waits for nothing, whatever the thread: the rows have come with the execution."""
-    try:
-        coroutine.send(None)
-    except StopIteration as its_end:
-        rows: Sequence[Any] = its_end.value
-        return rows
-    coroutine.close()
-    raise RuntimeError("the driver fetches rows that a script should have brought")

@@ -21,7 +21,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, NestedTransaction
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from . import scripts
+from . import simple_protocol
 from .claims import Claim, Held
 from .connections import same_database
 from .errors import ClaimLost, ConfigurationError, SessionClosed
@@ -154,7 +154,7 @@ class Hold:
     def has_ended(self) -> bool:
         """Whether no transaction is open any more on the connection that has held the job."""
         connection: Any = self._connection
-        return scripts.has_ended(connection)
+        return simple_protocol.has_ended(connection)
 
     def reason_of(self, error: Exception) -> BaseException:
         """Give the error that undid the transaction, where a later ``error`` only says that it must be rolled back."""
@@ -219,7 +219,7 @@ class Hold:
         if not self._may_script or not self._lifecycle.has_scripts:
             return self._engine.connect()
         connection = HeldConnection(self._engine)
-        self.scripted = scripts.understands(connection)
+        self.scripted = simple_protocol.understands(connection)
         return connection
 
     def _lock(self, connection: Connection) -> None:

@@ -182,13 +182,13 @@ def _plans_of_statements(transactions, connection, monkeypatch):
 
 def _plans_of_scripts(transactions, connection, monkeypatch):
     """Explain what was prepared, with a plan made for its values and with one that is kept for all values."""
-    called, sent = [], scripts._said
+    called, sent = [], scripts.said
 
     def keep(connection, driver, script, place):
         called.extend(statement for statement in script.split(";") if statement.startswith("EXECUTE"))
         return sent(connection, driver, script, place)
 
-    monkeypatch.setattr(scripts, "_said", keep)
+    monkeypatch.setattr(scripts, "said", keep)
     for _ in range(5):  # each of the two forms is met, prepared and called
         transactions.claim(connection, limit=10, idle=False)
     driver, plans = connection.connection.driver_connection, []

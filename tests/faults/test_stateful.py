@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from sa_proletarian import Proletarian, outcomes, scripts
+from sa_proletarian import Proletarian, outcomes, scripts, simple_protocol
 from sa_proletarian.lifecycle import Lifecycle
 from sa_proletarian.scripts import HeldConnection
 from sa_proletarian.sessions import _SAVEPOINTS
@@ -168,7 +168,7 @@ class Interleavings(RuleBasedStateMachine):
         connection, limit = HeldConnection(self.engine), timedelta(milliseconds=500)
         self.holding = [connection, *(one for one in self.holding if not one.closed)]
         if by_script:
-            assert scripts.understands(connection)
+            assert simple_protocol.understands(connection)
             told = self.verbs.hold_by_script(connection, claim, lock_timeout=limit, savepoints=_SAVEPOINTS)
             connection.made = [*_SAVEPOINTS]
         else:
@@ -245,7 +245,7 @@ class Interleavings(RuleBasedStateMachine):
             if scripts.says_not_moved(error):
                 return {}
             raise
-        assert scripts.has_ended(held.connection)
+        assert simple_protocol.has_ended(held.connection)
         return {held.claim.job_id: transaction_id}
 
     @precondition(lambda self: any(worker.claims for worker in self.workers))
