@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -158,7 +159,7 @@ class Execution:
             run.claim.renewed_at = now
 
     def _pause(self, seconds: float) -> None:
-        self.stopping.wait(seconds)
+        time.sleep(seconds)
 
     def _call(self, run: Run) -> BaseException | None:
         """Call the handler within what belongs around it; give the error with which that ended."""
