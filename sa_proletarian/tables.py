@@ -125,7 +125,7 @@ def add_checks_of_ids(table: Table, *columns: str) -> None:
     """See to the same for UUIDs on MySQL, which keeps them as text; no CHECK of the table, for elsewhere it is none."""
     for name in columns:
         if isinstance(table.c[name].type, Uuid):
-            check = _CheckId(f"ck_{table.name}_{name}", f"{name} REGEXP '^[0-9a-f]{{32}}$'")
+            check = _CheckId(f"ck_{table.name}_{name}", f"{name} REGEXP '^[0-9a-fA-F]{{32}}$'")
             event.listen(table, "after_create", check.execute_if(callable_=_keeps_uuids_as_text))
 
 

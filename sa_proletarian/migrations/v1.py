@@ -138,7 +138,7 @@ def uuids(op: Operations, table: str, columns: list[sa.Column[Any]]) -> list[sa.
     if dialect.name not in ("mysql", "mariadb") or dialect.supports_native_uuid:
         return []
     names = [column.name for column in columns if isinstance(column.type, sa.Uuid)]
-    return [check(table, name, f"{name} REGEXP '^[0-9a-f]{{32}}$'") for name in names]
+    return [check(table, name, f"{name} REGEXP '^[0-9a-fA-F]{{32}}$'") for name in names]
 
 
 def check(table: str, column: str, condition: str) -> sa.CheckConstraint:

@@ -104,5 +104,5 @@ def test_mysql_which_keeps_uuids_as_text_gets_checks_of_them(url, expected):
     context = MigrationContext.configure(dialect=mock.dialect, opts={"as_sql": True, "output_buffer": migrated})
     with context.begin_transaction(), Operations.context(context) as op:
         op.proletarian_migrate(0, 2)
-    check = re.compile(r"ck_proletarian_job_(?:job|claim)_id`? CHECK \(\w+ REGEXP '\^\[0-9a-f\]\{32\}\$'\)")
+    check = re.compile(r"ck_proletarian_job_(?:job|claim)_id`? CHECK \(\w+ REGEXP '\^\[0-9a-fA-F\]\{32\}\$'\)")
     assert [len(check.findall(sql.getvalue())) for sql in (created, migrated)] == [expected, expected]
