@@ -291,9 +291,18 @@ def test_a_handler_that_throws_away_what_was_prepared_runs_once_more(jobs, table
     assert archived == effects == outcomes.count(Outcome.RETURNED)
 
 
-def test_a_savepoint_that_a_handler_rolls_back_costs_no_second_run_though_the_driver_then_forgets_what_it_prepared(
-    jobs, tables, process, rows
-):
+def roll_back_a_savepoint(session):
+    with suppress(DBAPIError), session.begin_nested():
+        session.execute(text("SELECT 1 / :nothing"), {"nothing": 0})
+
+
+def drop_a_table(session):
+    session.execute(text("CREATE TEMPORARY TABLE scratch (what text)"))
+    session.execute(text("DROP TABLE scratch"))
+
+
+@pytest.mark.parametrize("act", [roll_back_a_savepoint, drop_a_table])
+def test_what_has_the_driver_forget_what_it_prepared_costs_no_second_run(jobs, tables, process, rows, act):
     """Psycopg says DEALLOCATE ALL then, if it has prepared anything; the scripts are prepared again."""
     seen = []
 
@@ -302,27 +311,8 @@ def test_a_savepoint_that_a_handler_rolls_back_costs_no_second_run_though_the_dr
         seen.append(session.scalar(PREPARED))
         for _ in range(7):
             session.execute(text("INSERT INTO effect VALUES ('done')"))
-        with suppress(DBAPIError), session.begin_nested():
-            session.execute(text("SELECT 1 / :nothing"), {"nothing": int(len(seen) > 4)})
-
-    assert [process() for _ in range(10)] == [Outcome.RETURNED] * 10
-    assert seen[-1] > 0
-    assert rows("SELECT count(*) FROM effect") == [(70,)]
-
-
-def test_a_table_that_a_handler_drops_costs_no_second_run_though_the_driver_then_forgets_what_it_prepared(
-    jobs, tables, process, rows
-):
-    seen = []
-
-    @jobs.handler("work")
-    def work(session, job):
-        seen.append(session.scalar(PREPARED))
-        for _ in range(7):
-            session.execute(text("INSERT INTO effect VALUES ('done')"))
         if len(seen) == 5:
-            session.execute(text("CREATE TEMPORARY TABLE scratch (what text)"))
-            session.execute(text("DROP TABLE scratch"))
+            act(session)
 
     assert [process() for _ in range(10)] == [Outcome.RETURNED] * 10
     assert seen[-1] > 0

@@ -14,6 +14,7 @@ import sys
 import textwrap
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from sqlalchemy import URL, text
 from sqlalchemy.orm import Session
 
 from machinery.mariadb import required_program
+from machinery.waiting import until
 from sa_proletarian import Worker, metadata
 
 PROMISE, SLACK = 15.0, 5.0  # seconds
@@ -166,8 +168,7 @@ def test_processes_of_two_hosts_share_the_work_and_one_finishes_what_the_other_l
         process.wait()
     for process in hosts["two"]:
         go_on(process)
-    while rows("SELECT count(*) FROM proletarian_job") != [(0,)]:
-        pass
+    until(lambda: rows("SELECT count(*) FROM proletarian_job") == [(0,)], 120, lambda: "the queue is not empty")
     effects = [what.split() for (what,) in rows("SELECT what FROM effect")]
     assert Counter(job_id for _, job_id in effects) == {str(job_id): 1 for job_id in expected}
     assert {worker_id for worker_id, _ in effects} == {"one:1", "one:2", "two:1", "two:2"}
@@ -275,8 +276,8 @@ def test_the_jobs_of_a_host_that_vanishes_run_elsewhere_in_time_and_take_effect_
         tied = (
             f"SELECT 1 FROM proletarian_worker WHERE worker_id = '{worker_id}' AND CAST(detail AS char(200)) LIKE '%tied%'"
         )
-        while not rows(tied):
-            pass  # its first moment, in which others do not know yet by what they would see that it is gone
+        # its first moment, in which others do not know yet by what they would see that it is gone
+        until(partial(rows, tied), 120, lambda: "nobody could see it go")
         network.cut()
         trial.fault("host that vanishes")
         cut_at = time.monotonic()

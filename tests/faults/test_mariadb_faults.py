@@ -1,9 +1,10 @@
 """The core of the suite on MariaDB, at half the counts: F1, F2 and F8 with the same workers, ledgers and checker.
 
-F3, F10, F11 and F13 are told once for both databases, in files of their own.
+F3, F4, F9, F10, F11 and F13 are told in files of their own, for both databases.
 
 What is otherwise there: a deadlock undoes the whole transaction, also where the handler swallows the error; a lock that is
-not had in time undoes one statement only; what a dead worker had claimed comes back by its lease.
+not had in time undoes one statement only; what a dead worker had claimed comes back by its lease, or some
+seconds after the server has ended its session.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 
+from machinery import waiting
 from sa_proletarian import Worker, metadata, vigil
 from sa_proletarian.mysql.beacons import MySQLLife, _lock
 
@@ -78,17 +79,17 @@ def enqueue(jobs, engine, *job_types):
 
 
 def until(rows, statement, expected):
-    deadline = time.monotonic() + PATIENCE
-    while (found := rows(statement)) != expected:
-        assert time.monotonic() < deadline, found
+    waiting.until(lambda: rows(statement) == expected, PATIENCE, lambda: rows(statement))
 
 
 def until_watched(worker, name):
     """Wait until ``worker`` has seen that the other lives."""
-    deadline = time.monotonic() + PATIENCE
-    while name not in worker._shift._feeder._vigil._seen:
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.02)
+    waiting.until(lambda: name in worker._shift._feeder._vigil._seen, PATIENCE, lambda: f"{name} was not seen")
+
+
+def until_back(worker, name):
+    """Wait until ``worker`` no longer misses the other."""
+    waiting.until(lambda: name not in worker._shift._feeder._vigil._missed, PATIENCE, lambda: f"{name} is missed")
 
 
 def test_the_jobs_of_a_process_that_dies_are_run_elsewhere_and_the_death_is_counted(
@@ -141,10 +142,7 @@ def test_a_worker_that_lives_keeps_its_jobs_though_all_its_connections_are_ended
             until(
                 rows, f"SELECT count(*) {backends} AND pid IN (SELECT pid FROM pg_locks WHERE locktype = 'advisory')", [(2,)]
             )
-            watched = watching._shift._feeder._vigil
-            deadline = time.monotonic() + PATIENCE
-            while "the living" in watched._missed:
-                assert time.monotonic() < deadline
+            until_back(watching, "the living")
         long_job.go_on.set()
         recorder.wait_for("job_finished", timeout=PATIENCE)
     engine.dispose()
@@ -267,9 +265,7 @@ def test_on_mariadb_a_worker_that_lives_keeps_its_jobs_though_its_feeders_connec
             [(feeder,)] = rows(f"SELECT IS_USED_LOCK('{lock}')")
             rows(f"KILL CONNECTION {feeder}")
             until(rows, f"SELECT IS_USED_LOCK('{lock}') <> {feeder}", [(1,)])
-            deadline = time.monotonic() + PATIENCE
-            while "the living" in watching._shift._feeder._vigil._missed:
-                assert time.monotonic() < deadline
+            until_back(watching, "the living")
             go_on.set()
             recorder.wait_for("job_finished", timeout=PATIENCE)
     assert recorder.named("claim_lost") == []

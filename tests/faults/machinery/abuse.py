@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -165,6 +164,29 @@ def uses_it_from_another_thread(session, job):
     thread = threading.Thread(target=write_quietly)
     thread.start()
     thread.join()
+
+
+def ends_connections(cases, statement):
+    """Add the cases of a handler whose connection is ended by ``statement``."""
+
+    @cases.case(effects=1, event="connection_died")
+    def has_its_connection_ended(session, job):
+        write(session, job)
+        session.execute(text(statement))
+
+    @cases.case(effects=1, event="connection_died")
+    def has_its_connection_ended_and_swallows_that(session, job):
+        write(session, job)
+        with suppress(Exception):
+            session.execute(text(statement))
+
+    @cases.case(effects=1, event="connection_died")
+    def has_its_connection_ended_and_fails_otherwise(session, job):
+        write(session, job)
+        try:
+            session.execute(text(statement))
+        except Exception:
+            raise ValueError("something else") from None
 
 
 # with its own row -----------------------------------------------------------------------------------------------------
@@ -328,11 +350,6 @@ def is_async_in_disguise(session, job):
         pass
 
     return nothing()
-
-
-@case()
-def closes_standard_output(session, job):
-    sys.stdout.flush()
 
 
 @case()

@@ -10,12 +10,11 @@ from sqlalchemy import create_engine, text
 
 from sa_proletarian import Snooze
 
-from .abuse import Case, Cases, fail, write
+from .abuse import Case, Cases, ends_connections, fail, write
 
 MARIADB = Cases()
 case = MARIADB.case
 ESCAPED = {"ends": "failure", "event": "transaction_escaped", "error": "TransactionEscaped"}
-KILL = "KILL CONNECTION_ID()"
 CALLED = set()
 
 
@@ -255,26 +254,7 @@ def uses_another_database_for_a_while(session, job):
 # with the connection --------------------------------------------------------------------------------------------------
 
 
-@case(effects=1, event="connection_died")
-def has_its_connection_ended(session, job):
-    write(session, job)
-    session.execute(text(KILL))
-
-
-@case(effects=1, event="connection_died")
-def has_its_connection_ended_and_swallows_that(session, job):
-    write(session, job)
-    with suppress(Exception):
-        session.execute(text(KILL))
-
-
-@case(effects=1, event="connection_died")
-def has_its_connection_ended_and_fails_otherwise(session, job):
-    write(session, job)
-    try:
-        session.execute(text(KILL))
-    except Exception:
-        raise ValueError("something else") from None
+ends_connections(MARIADB, "KILL CONNECTION_ID()")
 
 
 @case(effects=1, event="connection_died")

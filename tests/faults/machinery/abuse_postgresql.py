@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
-from .abuse import Cases, write
+from .abuse import Cases, ends_connections, write
 
 POSTGRESQL = Cases()
 
@@ -61,25 +61,4 @@ def takes_the_same_lock_and_makes_the_same_table(session, job):
     write(session, job)
 
 
-@POSTGRESQL.case(effects=1, event="connection_died")
-def has_its_connection_ended(session, job):
-    write(session, job)
-    session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
-
-
-@POSTGRESQL.case(effects=1, event="connection_died")
-def has_its_connection_ended_and_swallows_that(session, job):
-    write(session, job)
-    try:
-        session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
-    except Exception:
-        pass
-
-
-@POSTGRESQL.case(effects=1, event="connection_died")
-def has_its_connection_ended_and_fails_otherwise(session, job):
-    write(session, job)
-    try:
-        session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
-    except Exception:
-        raise ValueError("something else") from None
+ends_connections(POSTGRESQL, "SELECT pg_terminate_backend(pg_backend_pid())")

@@ -82,8 +82,8 @@ class MariaDB:
     def _command(self) -> list[str]:
         # in a folder that they share, one server removes the temporary tables of another
         own = _MYSQLS if self.is_mysql else _MARIADBS
-        if self.is_mysql and self._address is None:
-            own += ("--tls-version=",)  # what comes to the socket through a proxy is to be read there
+        if self._address is None:  # what comes to the socket through a proxy is to be read there
+            own += ("--tls-version=" if self.is_mysql else "--skip-ssl",)
         return [self._program, *_OPTIONS, *own, f"--datadir={self.folder / 'data'}", f"--tmpdir={self.folder / 'tmp'}"]
 
     def _fill(self) -> None:
