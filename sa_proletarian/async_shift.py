@@ -53,6 +53,7 @@ class AsyncShift:
         self._execution = execution
         self._retention = retention
         self._engines = engines  # the handlers'
+        self._ears = ears
         self._emit = execution.conclusion.emit
         self._on_shutdown = on_shutdown
         self._loop = asyncio.get_running_loop()
@@ -151,6 +152,7 @@ class AsyncShift:
 
     def _cut_wires(self) -> None:
         """Let nobody wait for a stalled server when the time of the stop is over."""
+        self._ears.cut()
         # the feeder's last: when it ends, what still runs is cancelled, and psycopg would ask the stalled server for that
         for engine in (*self._engines, self._execution.transactions.engine):
             wires.cut(engine)

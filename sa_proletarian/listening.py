@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
-from . import beacons, events, waking
+from . import beacons, events, waking, wires
 from .beacons import IDLE, LIFE, Address
 from .connections import Pooler, own_engine
 from .errors import ConfigurationError
@@ -55,6 +55,11 @@ class Ears:
         """Begin to end: the worker is stopping, and nobody need wake it."""
         if self._listening is not None:
             self._listening.end()
+
+    def cut(self) -> None:
+        """Let it wait for the server no longer; any thread may."""
+        if self._listening is not None:
+            self._listening.cut()
 
     @contextmanager
     def open(self, ring: Callable[[], None]) -> Generator[None, None, None]:
@@ -113,6 +118,10 @@ class Listening:
         self._closing.set()
         with suppress(OSError):  # the thread has ended
             self._raise_alarm.send(b"x")
+
+    def cut(self) -> None:
+        """Shut the socket: a driver that parts from a stalled server takes seconds for that."""
+        wires.cut(self._engine)
 
     def close(self) -> None:
         """End; a connection that hangs in the network is left behind."""

@@ -51,7 +51,7 @@ class Shift:
         self._ears = ears
         self._tray = Tray(self._replace)
         self._feeder = self._make_feeder(slots=threads, polling_interval=polling_interval, on_polling_error=on_polling_error)
-        self._stop = Overdue(self._worker_id, cut=execution.cut_wires)
+        self._stop = Overdue(self._worker_id, cut=self._cut_wires)
         self._inbox: queues.SimpleQueue[int | None] | None = None
         self._handlers = [self._thread(self._work, str(number), number) for number in range(1, threads + 1)]
         # handlers first: a feeder that stops at once must find them started
@@ -148,6 +148,10 @@ class Shift:
                 self.done.set()
                 if self._inbox is not None:
                     self._inbox.put(DONE)
+
+    def _cut_wires(self) -> None:
+        self._ears.cut()
+        self._execution.cut_wires()
 
     def _end(self) -> None:
         unfinished = [run.claim.job_id for run in self._feeder.unfinished]
