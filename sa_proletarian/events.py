@@ -218,7 +218,7 @@ class DeadRowsKept(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SqlTransientException(Event):
-    """The database is away or busy; the worker tries again after ``delay``."""
+    """The database is away or busy, or a poll lost a deadlock; the worker tries again after ``delay``."""
 
     error: BaseException
     delay: timedelta

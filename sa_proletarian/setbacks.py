@@ -56,7 +56,7 @@ class Setbacks:
         self._told_missing = False
 
     def _report(self, error: Exception, kind: Trouble, delay: float) -> None:
-        if kind in (Trouble.TRANSIENT, Trouble.DISCONNECTED):
+        if kind in (Trouble.TRANSIENT, Trouble.DISCONNECTED, Trouble.CONFLICT):
             self._emit(events.SqlTransientException, error=error, delay=timedelta(seconds=delay))
         else:
             self._emit(events.JobWorkerError, error=error, hint=_MISSING if kind is Trouble.MISSING_TABLE else None)

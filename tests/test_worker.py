@@ -670,6 +670,23 @@ def test_a_database_that_comes_back_is_worked_with_again(jobs, enqueue, start_wo
     recorder.wait_for("job_finished")
 
 
+def test_a_claim_that_loses_a_deadlock_is_no_fault_of_the_worker_and_is_made_again(
+    jobs, enqueue, start_worker, recorder, rows
+):
+    rows("CREATE SEQUENCE updates")
+    rows(
+        "CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF nextval('updates') = 1 THEN RAISE SQLSTATE '40P01'; END IF; RETURN NEW; END $$"
+    )
+    rows("CREATE TRIGGER lose BEFORE UPDATE ON proletarian_job FOR EACH ROW EXECUTE FUNCTION lose()")
+    jobs.handler("work")(lambda session, job: None)
+    enqueue("work")
+    start_worker(jobs)
+    recorder.wait_for("job_finished")
+    assert len(recorder.named("sql_transient_exception")) == 1
+    assert recorder.named("job_worker_error") == []
+
+
 def test_a_job_that_cannot_be_settled_for_now_does_not_hold_up_the_others(
     jobs, enqueue, start_worker, recorder, rows, tables
 ):
